@@ -1,0 +1,5 @@
+"""MoEC, Mixture of Expert Clusters, as a fairseq plug-in: ``fairseq-train --user-dir moec_fairseq``."""
+
+from moec_fairseq import compat as compat
+from moec_fairseq import criterions as criterions
+from moec_fairseq import models as models

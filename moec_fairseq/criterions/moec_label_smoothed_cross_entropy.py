@@ -1,0 +1,104 @@
+"""Label-smoothed cross-entropy with the losses of the MoEC router."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from fairseq.criterions import register_criterion
+from fairseq.criterions.label_smoothed_cross_entropy import (
+    LabelSmoothedCrossEntropyCriterion,
+    LabelSmoothedCrossEntropyCriterionConfig,
+)
+from fairseq.dataclass import ChoiceEnum
+from fairseq.logging import metrics
+
+from moec_fairseq.moe.losses import VARIANCES, GateLoss, gate_statistics
+from moec_fairseq.moe.metrics import averages, layer_sums, model_sums
+from moec_fairseq.moe.records import LayerRecord
+
+PREFIX = "moe_"
+
+
+@dataclass
+class MoECLabelSmoothedCrossEntropyConfig(LabelSmoothedCrossEntropyCriterionConfig):
+    """fairseq's options of label smoothing, and those of the router losses."""
+
+    moe_gate_loss_wt: float = field(
+        default=0.01, metadata={"help": "weight λ of the router losses beside the cross-entropy"}
+    )
+    moec_variance: ChoiceEnum(list(VARIANCES)) = field(  # type: ignore[valid-type]
+        default="intra", metadata={"help": "form of the variance loss that ties the experts of a cluster together"}
+    )
+    moec_variance_wt: float = field(
+        default=1.0, metadata={"help": "weight β of the variance loss beside the balance loss"}
+    )
+
+
+@register_criterion("moec_label_smoothed_cross_entropy", dataclass=MoECLabelSmoothedCrossEntropyConfig)
+class MoECLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
+    """Cross-entropy + λ · Σ_layers (balance + N · β · variance) (MoEC, equation 9).
+
+    The router losses regularise training; a validation loss is cross-entropy alone, so that models with and without
+    experts can be compared by it.
+
+    Raises:
+        ValueError: the task has no MoEC model, or its clusters do not fit the variance form.
+    """
+
+    def __init__(
+        self,
+        task: Any,
+        sentence_avg: bool,
+        label_smoothing: float,
+        ignore_prefix_size: int = 0,
+        report_accuracy: bool = False,
+        moe_gate_loss_wt: float = 0.01,
+        moec_variance: str = "intra",
+        moec_variance_wt: float = 1.0,
+    ) -> None:
+        super().__init__(task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy)
+        self.gate_loss_weight = moe_gate_loss_wt
+        self.gate_loss = GateLoss(moec_variance, moec_variance_wt)
+        model = getattr(task, "moec_model", None)
+        if model is None:
+            raise ValueError(
+                "--criterion moec_label_smoothed_cross_entropy needs a model with a MoEC router, but --arch names "
+                "another; give --arch moec_transformer or one of its presets, or --criterion label_smoothed_cross_entropy."
+            )
+        for layer in model.moe_layers:
+            self.gate_loss.check_cluster(layer.dropout.fewest_survivors_in_a_cluster(layer.router.clusters))
+        self.num_moe_layers = len(model.moe_layers)
+
+    def forward(self, model: Any, sample: dict[str, Any], reduce: bool = True) -> tuple[Any, Any, dict[str, Any]]:
+        """Return (loss, sample size, logging output), sums over the sample."""
+        with model.record_routing() as records:
+            loss, sample_size, logging_output = super().forward(model, sample, reduce=reduce)
+        gate_loss, sums = self._router_losses(records)
+        if records and reduce and model.training:
+            loss = loss + self.gate_loss_weight * gate_loss
+            logging_output["loss"] = loss.data
+        logging_output.update({PREFIX + key: value for key, value in sums.items()})
+        return loss, sample_size, logging_output
+
+    def _router_losses(self, records: Iterable[LayerRecord]) -> tuple[torch.Tensor | float, dict[str, torch.Tensor]]:
+        total: torch.Tensor | float = 0.0
+        layers = []
+        for record in records:
+            statistics = gate_statistics(record)
+            balance, variance = self.gate_loss(statistics)
+            total = total + balance + variance
+            layers.append((record.layer, layer_sums(record, statistics, balance, variance)))
+        return total, model_sums(layers, self.num_moe_layers)
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
+        """Log the losses, and the averages that describe the router."""
+        super().reduce_metrics(logging_outputs)
+        keys = [key for key in logging_outputs[0] if key.startswith(PREFIX)] if logging_outputs else []
+        if not keys:
+            return
+        sums = {key.removeprefix(PREFIX): sum(log[key] for log in logging_outputs if key in log) for key in keys}
+        tokens = float(sums["tokens"].sum())
+        for key, value in averages(sums).items():
+            metrics.log_scalar(PREFIX + key, value, tokens, round=3)

@@ -1,0 +1,108 @@
+"""The MoEC Transformer: fairseq's Transformer with MoE blocks in some layers."""
+
+import logging
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fairseq import utils
+from fairseq.models import register_model
+from fairseq.models.transformer import TransformerModelBase
+
+from moec_fairseq.models.config import MoECTransformerConfig, add_options
+from moec_fairseq.models.layers import LAYOUTS
+from moec_fairseq.models.placement import moe_layer_indices
+from moec_fairseq.moe.clusters import ExpertClusters
+from moec_fairseq.moe.dispatch import LocalDispatcher
+from moec_fairseq.moe.expert_dropout import ExpertDropout
+from moec_fairseq.moe.experts import Experts
+from moec_fairseq.moe.layer import MoELayer
+from moec_fairseq.moe.records import LayerRecord, RecordBook
+from moec_fairseq.moe.router import Router
+
+logger = logging.getLogger(__name__)
+
+NAME = "moec_transformer"
+
+
+@register_model(NAME, dataclass=MoECTransformerConfig)
+class MoECTransformerModel(TransformerModelBase):
+    """Transformer with MoE blocks whose experts form clusters (Xie et al., AAAI 2023, arXiv 2207.09094)."""
+
+    def __init__(self, cfg: Any, encoder: Any, decoder: Any) -> None:
+        super().__init__(cfg, encoder, decoder)
+        self.book = RecordBook()
+        self.moe_layers: list[MoELayer] = []
+        self._warned = False
+
+    @classmethod
+    def add_args(cls, parser: ArgumentParser) -> None:
+        """Add the options of the model to fairseq's parser."""
+        add_options(parser)
+
+    @classmethod
+    def build_model(cls, cfg: Any, task: Any) -> "MoECTransformerModel":
+        """Build the Transformer, then put the MoE blocks in their layers.
+
+        Raises:
+            ValueError: option values that do not exist or do not fit together.
+        """
+        config = MoECTransformerConfig(**{key: cfg[key] for key in cfg if key != "_name"})
+        model: MoECTransformerModel = super().build_model(config.transformer_config(), task)
+        if config.moe_expert_count != 0:
+            model._place_moe_layers(config)
+        # the criterion, which fairseq builds from the same task, checks its options against the model's
+        task.moec_model = model
+        return model
+
+    def _place_moe_layers(self, config: MoECTransformerConfig) -> None:
+        for side, layer_class in zip(("encoder", "decoder"), LAYOUTS[config.moec_layout], strict=True):
+            stack = getattr(self, side)
+            spec = getattr(config, f"{side}_moe_layers")
+            for index in moe_layer_indices(spec, config.moe_freq, len(stack.layers), side):
+                moe = self._build_moe_layer(config, side)
+                # not under activation checkpointing: recomputing a router would record its tokens twice
+                stack.layers[index] = layer_class(self.cfg, moe)
+                self.moe_layers.append(moe)
+
+    def _build_moe_layer(self, config: MoECTransformerConfig, side: str) -> MoELayer:
+        dim = getattr(config, f"{side}_embed_dim")
+        ffn_dim = config.moec_expert_ffn_embed_dim or getattr(config, f"{side}_ffn_embed_dim")
+        clusters = ExpertClusters(config.moe_expert_count, config.moec_cluster_count)
+        return MoELayer(
+            Router(dim, clusters, config.moec_router, config.moec_router_dim, config.moe_gating_use_fp32),
+            Experts(
+                clusters.num_experts,
+                dim,
+                ffn_dim,
+                config.moec_sublayers,
+                utils.get_activation_fn(config.activation_fn),
+            ),
+            LocalDispatcher(clusters.num_experts),
+            ExpertDropout(
+                config.moec_expert_dropout,
+                config.moec_expert_dropout_interval,
+                config.moec_expert_dropout_scope,
+                config.seed,
+            ),
+            config.moe_capacity_factor,
+            layer=len(self.moe_layers),
+            book=self.book,
+        )
+
+    @contextmanager
+    def record_routing(self) -> Iterator[list[LayerRecord]]:
+        """Collect what the MoE layers did in the forward passes of this context."""
+        with self.book.open() as records:
+            yield records
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run fairseq's Transformer; warn once if training would leave the router without a loss."""
+        if self.training and self.moe_layers and not self.book.is_open and not self._warned:
+            self._warned = True
+            logger.warning(
+                "The router gets no balance or variance loss, because the criterion does not ask for it; "
+                "train with --criterion moec_label_smoothed_cross_entropy."
+            )
+        return super().forward(*args, **kwargs)

@@ -1,0 +1,50 @@
+"""Tokens to their experts and back."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Dispatched:
+    """Tokens grouped by expert, and the way back.
+
+    Attributes:
+        tokens_AD: the A tokens accepted by their experts, those of expert 0 first.
+        accepted_A: position of each accepted token in the input, int64.
+        counts_N: accepted tokens of each expert, int64.
+        assigned_N: tokens that wanted each expert, overflow included, int64.
+    """
+
+    tokens_AD: Tensor
+    accepted_A: Tensor
+    counts_N: Tensor
+    assigned_N: Tensor
+
+
+class LocalDispatcher:
+    """All experts live in this process: sort the tokens once by expert.
+
+    Args:
+        num_experts: N.
+    """
+
+    def __init__(self, num_experts: int) -> None:
+        self.num_experts = num_experts
+
+    def dispatch(self, tokens_TD: Tensor, expert_T: Tensor, capacity: int | None = None) -> Dispatched:
+        """Group tokens by expert; an expert accepts at most ``capacity`` tokens, the first of the batch (None: all)."""
+        sorted_T, order_T = torch.sort(expert_T, stable=True)
+        assigned_N = torch.bincount(expert_T, minlength=self.num_experts)
+        counts_N = assigned_N
+        if capacity is not None and capacity < len(tokens_TD):
+            start_N = assigned_N.cumsum(0) - assigned_N
+            rank_T = torch.arange(len(sorted_T), device=sorted_T.device) - start_N[sorted_T]
+            order_T = order_T[rank_T < capacity]
+            counts_N = assigned_N.clamp(max=capacity)
+        return Dispatched(tokens_TD[order_T], order_T, counts_N, assigned_N)
+
+    def combine(self, outputs_AD: Tensor, dispatched: Dispatched, tokens_TD: Tensor) -> Tensor:
+        """Put the outputs in the places of their tokens, (T, D); tokens above capacity pass through unchanged."""
+        return tokens_TD.index_copy(0, dispatched.accepted_A, outputs_AD)

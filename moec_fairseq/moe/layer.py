@@ -1,0 +1,88 @@
+"""The MoE block: route, dispatch, compute, combine."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from moec_fairseq.moe.dispatch import LocalDispatcher
+from moec_fairseq.moe.expert_dropout import ExpertDropout
+from moec_fairseq.moe.experts import Experts
+from moec_fairseq.moe.records import LayerRecord, RecordBook
+from moec_fairseq.moe.router import Router
+
+
+class MoELayer(nn.Module):
+    """y_t = α_t·E_a(t)(h_t) + (1 − α_t)·h_t for every token that is not padding (MoEC, equation 3).
+
+    ::
+
+        (L, B, D) -> padding dropped -> (T, D) -> router -> dispatch -> experts -> combine -> padding restored
+
+    Args:
+        router: assigns tokens to experts.
+        experts: the bank of experts.
+        dispatcher: brings tokens to their experts and back.
+        dropout: which experts are in play while training.
+        capacity_factor: while training an expert takes at most capacity_factor × T tokens; no limit at evaluation.
+        layer: number of this MoE layer in the model, from 0; layers draw their survivors independently.
+        book: takes the routing records for the criterion.
+
+    Raises:
+        ValueError: a capacity factor that is not positive.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        experts: Experts,
+        dispatcher: LocalDispatcher,
+        dropout: ExpertDropout,
+        capacity_factor: float = 2.0,
+        layer: int = 0,
+        book: RecordBook | None = None,
+    ) -> None:
+        super().__init__()
+        if not capacity_factor > 0:
+            raise ValueError(
+                f"--moe-capacity-factor is {capacity_factor}, but must be above 0: an expert takes at most this many "
+                "times the tokens of the batch (2 is the published value, 1 and more drop nothing on one process)."
+            )
+        self.router = router
+        self.experts = experts
+        self.dispatcher = dispatcher
+        self.dropout = dropout
+        self.capacity_factor = capacity_factor
+        self.layer = layer
+        self.book = book or RecordBook()
+        self.num_updates = 0
+
+    def set_num_updates(self, num_updates: int) -> None:
+        """Take the number of updates made so far; fairseq calls this, also after a restart."""
+        self.num_updates = num_updates
+
+    def experts_in_play(self, device: torch.device) -> Tensor:
+        """Return the numbers of the experts in play now: all at evaluation, the survivors while training."""
+        clusters = self.router.clusters
+        if not self.training:
+            return torch.arange(clusters.num_experts, device=device)
+        return torch.tensor(self.dropout.survivors(clusters, self.layer, self.num_updates), device=device)
+
+    def forward(self, hidden_LBD: Tensor, padding_mask_BL: Tensor | None = None) -> Tensor:
+        """Send every token through its expert; padding (True in the mask) passes unchanged and counts nowhere."""
+        hidden_PD = hidden_LBD.reshape(-1, hidden_LBD.shape[-1])
+        if padding_mask_BL is None:
+            return self._route_tokens(hidden_PD).view_as(hidden_LBD)
+        token_T = (~padding_mask_BL).t().reshape(-1).nonzero().squeeze(1)
+        return hidden_PD.index_copy(0, token_T, self._route_tokens(hidden_PD[token_T])).view_as(hidden_LBD)
+
+    def _route_tokens(self, tokens_TD: Tensor) -> Tensor:
+        routing = self.router(tokens_TD, self.experts_in_play(tokens_TD.device))
+        capacity = max(1, math.ceil(self.capacity_factor * len(tokens_TD))) if self.training else None
+        dispatched = self.dispatcher.dispatch(tokens_TD, routing.expert_T, capacity)
+        outputs_AD = self.experts(dispatched.tokens_AD, dispatched.counts_N)
+        mix_A1 = routing.mix_T[dispatched.accepted_A].unsqueeze(-1).to(tokens_TD.dtype)
+        mixed_AD = dispatched.tokens_AD + mix_A1 * (outputs_AD.to(tokens_TD.dtype) - dispatched.tokens_AD)
+        overflow = (dispatched.assigned_N - dispatched.counts_N).sum()
+        self.book.add(LayerRecord(self.layer, routing, dispatched.assigned_N, overflow))
+        return self.dispatcher.combine(mixed_AD, dispatched, tokens_TD)

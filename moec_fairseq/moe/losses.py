@@ -1,0 +1,202 @@
+"""Routing -> balance and variance losses (MoEC, section 3.2). Pure functions of the routing record."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from moec_fairseq.moe.clusters import ExpertClusters
+from moec_fairseq.moe.records import LayerRecord
+
+# The softmax over the scores has a fixed temperature, unlike the learned one of the mixing weight.
+LOSS_TEMPERATURE = 0.07
+
+
+@dataclass(frozen=True)
+class GateStatistics:
+    """Sums over the T tokens of one layer that all router losses and metrics are made of.
+
+    Attributes:
+        clusters: how the experts of the layer are grouped.
+        experts_S: numbers of the S experts in play.
+        probabilities_TS: p_{t,i} = softmax_i(s_{t,i} / 0.07).
+        importance_S: P_i = Σ_t p_{t,i}.
+        load_S: f_i = share of the tokens that chose expert i, + 1e-6; no gradient.
+    """
+
+    clusters: ExpertClusters
+    experts_S: Tensor
+    probabilities_TS: Tensor
+    importance_S: Tensor
+    load_S: Tensor
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return self.probabilities_TS.shape[0]
+
+    @property
+    def num_experts(self) -> int:
+        """S, the number of experts in play."""
+        return self.experts_S.shape[0]
+
+
+def gate_statistics(record: LayerRecord) -> GateStatistics:
+    """Reduce the record of a layer to the sums that the losses need."""
+    routing = record.routing
+    probabilities_TS = torch.softmax(routing.scores_TS / LOSS_TEMPERATURE, dim=-1)
+    tokens = max(1, len(probabilities_TS))
+    load_S = record.assigned_N[routing.experts_S].to(probabilities_TS.dtype) / tokens + 1e-6
+    return GateStatistics(
+        routing.clusters, routing.experts_S, probabilities_TS, probabilities_TS.sum(dim=0), load_S.detach()
+    )
+
+
+def balance_loss(statistics: GateStatistics) -> Tensor:
+    """Return N · Σ_i P_i f_i, N the experts in play; T for perfectly balanced experts."""
+    return statistics.num_experts * (statistics.importance_S * statistics.load_S).sum()
+
+
+@dataclass(frozen=True)
+class ClusterMoments:
+    """Mean and unbiased variance of P_i in each cluster, over its experts in play.
+
+    Attributes:
+        size_C: experts of the cluster that are in play.
+        mean_C: mean of P_i; 0 in a cluster without experts in play.
+        variance_C: unbiased variance of P_i; 0 where fewer than two experts are in play.
+    """
+
+    size_C: Tensor
+    mean_C: Tensor
+    variance_C: Tensor
+
+    def over_clusters(self, value_C: Tensor) -> Tensor:
+        """Return the mean of a value over the clusters in which a variance exists (0 if there is none)."""
+        exists_C = (self.size_C > 1).to(value_C.dtype)
+        return (value_C * exists_C).sum() / exists_C.sum().clamp(min=1)
+
+
+def moments(importance_S: Tensor, cluster_S: Tensor, num_clusters: int) -> ClusterMoments:
+    """Return mean and variance of ``importance_S`` in the clusters named by ``cluster_S``."""
+    zeros_C = importance_S.new_zeros(num_clusters)
+    size_C = zeros_C.index_add(0, cluster_S, torch.ones_like(importance_S))
+    mean_C = zeros_C.index_add(0, cluster_S, importance_S) / size_C.clamp(min=1)
+    squares_C = zeros_C.index_add(0, cluster_S, (importance_S - mean_C[cluster_S]).square())
+    return ClusterMoments(size_C, mean_C, squares_C / (size_C - 1).clamp(min=1))
+
+
+def cluster_moments(statistics: GateStatistics) -> ClusterMoments:
+    """Return the moments of P_i in the clusters of the layer."""
+    clusters = statistics.clusters
+    return moments(statistics.importance_S, clusters.cluster_of(statistics.experts_S), clusters.num_clusters)
+
+
+def gap_between_best_clusters(mean_C: Tensor, num_tokens: int) -> Tensor:
+    """Return ρ1 − ρ2, the two largest cluster means of P_i / T; 0 if there is only one cluster."""
+    if len(mean_C) < 2:
+        return mean_C.new_zeros(())
+    best = torch.topk(mean_C, 2).values / max(1, num_tokens)
+    return best[0] - best[1]
+
+
+def no_variance(statistics: GateStatistics) -> Tensor:
+    """Plain MoE: 0."""
+    return statistics.importance_S.new_zeros(())
+
+
+def global_variance(statistics: GateStatistics) -> Tensor:
+    """Var_i(P_i) over all experts in play (unbiased); coef_type 0 of the released code."""
+    if statistics.num_experts < 2:
+        return no_variance(statistics)
+    return statistics.importance_S.var(unbiased=True)
+
+
+def intra_variance(statistics: GateStatistics) -> Tensor:
+    """Mean over clusters of Var_{i∈c}(P_i) (equation 6); coef_type 1 of the released code."""
+    in_clusters = cluster_moments(statistics)
+    return in_clusters.over_clusters(in_clusters.variance_C)
+
+
+def _intra_inter(in_clusters: ClusterMoments, num_tokens: int) -> Tensor:
+    gap = gap_between_best_clusters(in_clusters.mean_C, num_tokens)
+    return in_clusters.over_clusters(in_clusters.variance_C) * torch.exp(-gap)
+
+
+def intra_inter_variance(statistics: GateStatistics) -> Tensor:
+    """intra · exp(−(ρ1 − ρ2)): experts of a cluster together, clusters apart (equation 8)."""
+    return _intra_inter(cluster_moments(statistics), statistics.num_tokens)
+
+
+def intra_inter_sorted_variance(statistics: GateStatistics) -> Tensor:
+    """coef_type 2 of the released code: ``intra_inter`` on groups cut from the sorted experts, not on clusters."""
+    num_clusters = statistics.clusters.num_clusters
+    sorted_S = statistics.importance_S.sort(descending=True).values
+    group_S = torch.arange(statistics.num_experts, device=sorted_S.device) * num_clusters // statistics.num_experts
+    return _intra_inter(moments(sorted_S, group_S, num_clusters), statistics.num_tokens)
+
+
+def intra_cv_variance(statistics: GateStatistics) -> Tensor:
+    """T · mean over clusters of Var(P)/mean(P)²: grows with T as the cross-entropy does, not with its square."""
+    in_clusters = cluster_moments(statistics)
+    tiny = torch.finfo(in_clusters.mean_C.dtype).tiny
+    squared_cv_C = in_clusters.variance_C / in_clusters.mean_C.square().clamp(min=tiny)
+    return statistics.num_tokens * in_clusters.over_clusters(squared_cv_C)
+
+
+VARIANCES: dict[str, Callable[[GateStatistics], Tensor]] = {
+    "none": no_variance,
+    "global": global_variance,
+    "intra": intra_variance,
+    "intra_inter": intra_inter_variance,
+    "intra_inter_sorted": intra_inter_sorted_variance,
+    "intra_cv": intra_cv_variance,
+}
+INTRA_FORMS = frozenset(name for name in VARIANCES if name.startswith("intra"))
+
+
+@dataclass(frozen=True)
+class GateLoss:
+    """L_gate = L_bal + N · β · variance, for one layer.
+
+    Attributes:
+        variance: name of the variance form.
+        variance_weight: β.
+
+    Raises:
+        ValueError: unknown form, or a negative weight.
+    """
+
+    variance: str = "intra"
+    variance_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse unknown forms and negative weights."""
+        if self.variance not in VARIANCES:
+            raise ValueError(f"--moec-variance is {self.variance!r}; choose one of {', '.join(VARIANCES)}.")
+        if self.variance_weight < 0:
+            raise ValueError(
+                f"--moec-variance-wt is {self.variance_weight}, but a negative weight would drive the experts of a "
+                "cluster apart; give 0 or more."
+            )
+
+    def check_cluster(self, experts_in_play: int) -> None:
+        """Refuse an intra form where a cluster has fewer than two experts, so that there is no variance in it.
+
+        Args:
+            experts_in_play: experts that every cluster is sure to have while training.
+        """
+        if self.variance in INTRA_FORMS and experts_in_play < 2:
+            raise ValueError(
+                f"--moec-variance {self.variance} compares the experts of a cluster, but a cluster may have only "
+                f"{experts_in_play} of them in play while training; give fewer clusters (--moec-cluster-count), "
+                "more experts (--moe-expert-count), a lower --moec-expert-dropout, or --moec-variance none or global."
+            )
+
+    def __call__(self, statistics: GateStatistics) -> tuple[Tensor, Tensor]:
+        """Return (balance loss, N · β · variance), sums over the tokens."""
+        if self.variance == "none" or self.variance_weight == 0:
+            return balance_loss(statistics), no_variance(statistics)
+        variance = VARIANCES[self.variance](statistics)
+        return balance_loss(statistics), statistics.num_experts * self.variance_weight * variance

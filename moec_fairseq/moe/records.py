@@ -1,0 +1,56 @@
+"""The one place where routing records are kept until the criterion takes them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from moec_fairseq.moe.router import Routing
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """What one MoE layer did in one forward pass.
+
+    Attributes:
+        layer: number of the MoE layer in the model.
+        routing: the router's decision.
+        assigned_N: tokens that wanted each expert, int64.
+        overflow: tokens above capacity, int64, shape ().
+    """
+
+    layer: int
+    routing: Routing
+    assigned_N: Tensor
+    overflow: Tensor
+
+
+class RecordBook:
+    """Collects the records of all MoE layers of a model while it is open, and nothing otherwise.
+
+    fairseq's layer loops drop extra outputs of a layer, so the records leave on this side road. Generation never opens
+    the book, so that decoding keeps nothing.
+    """
+
+    def __init__(self) -> None:
+        self._records: list[LayerRecord] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether somebody collects."""
+        return self._records is not None
+
+    def add(self, record: LayerRecord) -> None:
+        """Keep a record, if somebody collects."""
+        if self._records is not None:
+            self._records.append(record)
+
+    @contextmanager
+    def open(self) -> Iterator[list[LayerRecord]]:
+        """Collect the records of the forward passes made in this context."""
+        outer, self._records = self._records, []
+        try:
+            yield self._records
+        finally:
+            self._records = outer
