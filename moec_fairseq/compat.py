@@ -1,9 +1,14 @@
 """Every workaround for fairseq and torch versions, each with its reason. Importing applies the global ones."""
 
 import argparse
+from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any
 
 import torch
+from fairseq.data import data_utils
+
+Batches = Callable[..., list[Any]]
 
 
 def allow_fairseq_checkpoints() -> None:
@@ -17,6 +22,23 @@ def allow_fairseq_checkpoints() -> None:
         add_safe_globals([argparse.Namespace])
 
 
+def keep_last_batch(batch_by_size: Batches) -> Batches:
+    """Make fairseq's batching return every sentence.
+
+    Reason: fairseq-fixed leaves out the last batch where its number of sentences is no multiple of
+    ``--required-batch-size-multiple`` (8 by default), also at validation and generation, without a word: translations
+    are missing, and scores are those of fewer sentences. fairseq 0.12.2 keeps it.
+    """
+
+    @wraps(batch_by_size)
+    def all_batches(indices: Sequence[int], *args: Any, **kwargs: Any) -> list[Any]:
+        batches = list(batch_by_size(indices, *args, **kwargs))
+        kept = sum(len(batch) for batch in batches)
+        return [*batches, indices[kept:]] if kept < len(indices) else batches
+
+    return all_batches
+
+
 def disable_fused_encoder_layer(layer: Any) -> None:
     """Make an encoder layer of fairseq 0.12.2 compute step by step at evaluation.
 
@@ -27,3 +49,4 @@ def disable_fused_encoder_layer(layer: Any) -> None:
 
 
 allow_fairseq_checkpoints()
+data_utils.batch_by_size = keep_last_batch(data_utils.batch_by_size)

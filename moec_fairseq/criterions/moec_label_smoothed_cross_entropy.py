@@ -14,7 +14,7 @@ from fairseq.dataclass import ChoiceEnum
 from fairseq.logging import metrics
 
 from moec_fairseq.moe.losses import VARIANCES, GateLoss, gate_statistics
-from moec_fairseq.moe.metrics import averages, layer_sums, model_sums
+from moec_fairseq.moe.metrics import PER_EXPERT, PER_LAYER, averages, layer_sums, model_sums
 from moec_fairseq.moe.records import LayerRecord
 
 PREFIX = "moe_"
@@ -28,7 +28,7 @@ class MoECLabelSmoothedCrossEntropyConfig(LabelSmoothedCrossEntropyCriterionConf
         default=0.01, metadata={"help": "weight λ of the router losses beside the cross-entropy"}
     )
     moec_variance: ChoiceEnum(list(VARIANCES)) = field(  # type: ignore[valid-type]
-        default="intra", metadata={"help": "form of the variance loss that ties the experts of a cluster together"}
+        default="intra_cv", metadata={"help": "form of the variance loss that ties the experts of a cluster together"}
     )
     moec_variance_wt: float = field(
         default=1.0, metadata={"help": "weight β of the variance loss beside the balance loss"}
@@ -54,7 +54,7 @@ class MoECLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion)
         ignore_prefix_size: int = 0,
         report_accuracy: bool = False,
         moe_gate_loss_wt: float = 0.01,
-        moec_variance: str = "intra",
+        moec_variance: str = "intra_cv",
         moec_variance_wt: float = 1.0,
     ) -> None:
         super().__init__(task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy)
@@ -64,41 +64,45 @@ class MoECLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion)
         if model is None:
             raise ValueError(
                 "--criterion moec_label_smoothed_cross_entropy needs a model with a MoEC router, but --arch names "
-                "another; give --arch moec_transformer or one of its presets, or --criterion label_smoothed_cross_entropy."
+                "another; give --arch moec_transformer or a preset of it, or --criterion label_smoothed_cross_entropy."
             )
         for layer in model.moe_layers:
             self.gate_loss.check_cluster(layer.dropout.fewest_survivors_in_a_cluster(layer.router.clusters))
-        self.num_moe_layers = len(model.moe_layers)
+        self.num_layers = len(model.moe_layers)
+        self.num_experts = model.moe_layers[0].router.clusters.num_experts if model.moe_layers else 0
 
     def forward(self, model: Any, sample: dict[str, Any], reduce: bool = True) -> tuple[Any, Any, dict[str, Any]]:
         """Return (loss, sample size, logging output), sums over the sample."""
         with model.record_routing() as records:
             loss, sample_size, logging_output = super().forward(model, sample, reduce=reduce)
-        gate_loss, sums = self._router_losses(records)
-        if records and reduce and model.training:
-            loss = loss + self.gate_loss_weight * gate_loss
-            logging_output["loss"] = loss.data
-        logging_output.update({PREFIX + key: value for key, value in sums.items()})
+        if self.num_layers:
+            gate_loss, sums = self._router_losses(records, loss.device)
+            logging_output.update({PREFIX + key: value for key, value in sums.items()})
+            if reduce and model.training:
+                loss = loss + self.gate_loss_weight * gate_loss
+                logging_output["loss"] = loss.data
         return loss, sample_size, logging_output
 
-    def _router_losses(self, records: Iterable[LayerRecord]) -> tuple[torch.Tensor | float, dict[str, torch.Tensor]]:
-        total: torch.Tensor | float = 0.0
+    def _router_losses(
+        self, records: Iterable[LayerRecord], device: torch.device
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        total = torch.zeros((), device=device)
         layers = []
         for record in records:
             statistics = gate_statistics(record)
             balance, variance = self.gate_loss(statistics)
             total = total + balance + variance
             layers.append((record.layer, layer_sums(record, statistics, balance, variance)))
-        return total, model_sums(layers, self.num_moe_layers)
+        return total, model_sums(layers, self.num_layers, self.num_experts, device)
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
         """Log the losses, and the averages that describe the router."""
         super().reduce_metrics(logging_outputs)
-        keys = [key for key in logging_outputs[0] if key.startswith(PREFIX)] if logging_outputs else []
+        keys = [key for key in PER_LAYER + PER_EXPERT if any(PREFIX + key in log for log in logging_outputs)]
         if not keys:
             return
-        sums = {key.removeprefix(PREFIX): sum(log[key] for log in logging_outputs if key in log) for key in keys}
+        sums = {key: sum(log[PREFIX + key] for log in logging_outputs if PREFIX + key in log) for key in keys}
         tokens = float(sums["tokens"].sum())
         for key, value in averages(sums).items():
             metrics.log_scalar(PREFIX + key, value, tokens, round=3)

@@ -12,8 +12,14 @@ from moec_fairseq.moe.clusters import ExpertClusters
 Draw = Callable[[ExpertClusters, float, np.random.RandomState], list[int]]
 
 
+def num_survivors(experts: int, rate: float) -> int:
+    """Return max(1, floor((1 − rate)·experts))."""
+    # floating point puts (1 - 0.8) * 10 just below 2, which would drop one expert too many
+    return max(1, math.floor((1 - rate) * experts + 1e-9))
+
+
 def _survivors_of(group: range, rate: float, random: np.random.RandomState) -> list[int]:
-    keep = max(1, math.floor((1 - rate) * len(group)))
+    keep = num_survivors(len(group), rate)
     return sorted(group[i] for i in random.permutation(len(group))[:keep])
 
 
@@ -70,12 +76,12 @@ class ExpertDropout:
         if self.rate == 0:
             return tuple(range(clusters.num_experts))
         # RandomState, because numpy promises never to change its stream: a run can resume under a newer numpy.
-        random = np.random.RandomState([self.seed, layer, update // self.interval])
+        random = np.random.RandomState([self.seed % 2**32, layer, update // self.interval])
         return tuple(SCOPES[self.scope](clusters, self.rate, random))
 
     def fewest_survivors_in_a_cluster(self, clusters: ExpertClusters) -> int:
         """Return how many experts of a cluster are sure to be in play at any update."""
         if self.scope == "global" and self.rate > 0:
-            dropped = clusters.num_experts - max(1, math.floor((1 - self.rate) * clusters.num_experts))
+            dropped = clusters.num_experts - num_survivors(clusters.num_experts, self.rate)
             return max(0, clusters.cluster_size - dropped)
-        return max(1, math.floor((1 - self.rate) * clusters.cluster_size))
+        return num_survivors(clusters.cluster_size, self.rate)

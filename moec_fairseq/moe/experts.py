@@ -45,11 +45,15 @@ class ExpertSublayer(nn.Module):
             ),
             strict=True,
         )
-        outputs = [
-            self._one_expert(x, *own) for x, own in zip(tokens_AD.split(counts), parameters, strict=True) if len(x)
-        ]
-        # an empty batch must stay part of the graph: every parameter gets a gradient on every rank
-        return torch.cat(outputs) if outputs else tokens_AD + 0 * self.b2_ND.sum()
+        # an empty batch still passes through all experts: every parameter gets a gradient on every rank
+        empty = len(tokens_AD) == 0
+        return torch.cat(
+            [
+                self._one_expert(x, *own)
+                for x, own in zip(tokens_AD.split(counts), parameters, strict=True)
+                if empty or len(x)
+            ]
+        )
 
     def _one_expert(self, x: Tensor, g: Tensor, b: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
         hidden = self.activation(F.linear(F.layer_norm(x, x.shape[-1:], g, b), w1, b1))

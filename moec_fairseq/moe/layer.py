@@ -29,7 +29,7 @@ class MoELayer(nn.Module):
         book: takes the routing records for the criterion.
 
     Raises:
-        ValueError: a capacity factor that is not positive.
+        ValueError: a capacity factor that is not positive and finite.
     """
 
     def __init__(
@@ -43,10 +43,11 @@ class MoELayer(nn.Module):
         book: RecordBook | None = None,
     ) -> None:
         super().__init__()
-        if not capacity_factor > 0:
+        if not 0 < capacity_factor < math.inf:
             raise ValueError(
-                f"--moe-capacity-factor is {capacity_factor}, but must be above 0: an expert takes at most this many "
-                "times the tokens of the batch (2 is the published value, 1 and more drop nothing on one process)."
+                f"--moe-capacity-factor is {capacity_factor}, but must be finite and above 0: an expert takes at "
+                "most this many times the tokens of the batch (2 is the published value, 1 and more drop nothing on "
+                "one process)."
             )
         self.router = router
         self.experts = experts
@@ -78,7 +79,7 @@ class MoELayer(nn.Module):
 
     def _route_tokens(self, tokens_TD: Tensor) -> Tensor:
         routing = self.router(tokens_TD, self.experts_in_play(tokens_TD.device))
-        capacity = max(1, math.ceil(self.capacity_factor * len(tokens_TD))) if self.training else None
+        capacity = max(1, int(self.capacity_factor * len(tokens_TD))) if self.training else None
         dispatched = self.dispatcher.dispatch(tokens_TD, routing.expert_T, capacity)
         outputs_AD = self.experts(dispatched.tokens_AD, dispatched.counts_N)
         mix_A1 = routing.mix_T[dispatched.accepted_A].unsqueeze(-1).to(tokens_TD.dtype)

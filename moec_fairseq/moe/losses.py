@@ -11,6 +11,9 @@ from moec_fairseq.moe.records import LayerRecord
 
 # The softmax over the scores has a fixed temperature, unlike the learned one of the mixing weight.
 LOSS_TEMPERATURE = 0.07
+# Smallest mean of P_i that divides a variance: dot products can push all of a cluster to 0, where the gradient of
+# Var/mean² is NaN. Cosines get there only with every token at the very ends of the scale.
+MIN_MEAN = 1e-12
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,9 @@ class GateStatistics:
 def gate_statistics(record: LayerRecord) -> GateStatistics:
     """Reduce the record of a layer to the sums that the losses need."""
     routing = record.routing
-    probabilities_TS = torch.softmax(routing.scores_TS / LOSS_TEMPERATURE, dim=-1)
+    # at least float32, also where the router computes in less: the square of a sum over tokens overflows in float16
+    scores_TS = routing.scores_TS.to(torch.promote_types(routing.scores_TS.dtype, torch.float32))
+    probabilities_TS = torch.softmax(scores_TS / LOSS_TEMPERATURE, dim=-1)
     tokens = max(1, len(probabilities_TS))
     load_S = record.assigned_N[routing.experts_S].to(probabilities_TS.dtype) / tokens + 1e-6
     return GateStatistics(
@@ -93,12 +98,13 @@ def cluster_moments(statistics: GateStatistics) -> ClusterMoments:
     return moments(statistics.importance_S, clusters.cluster_of(statistics.experts_S), clusters.num_clusters)
 
 
-def gap_between_best_clusters(mean_C: Tensor, num_tokens: int) -> Tensor:
-    """Return ρ1 − ρ2, the two largest cluster means of P_i / T; 0 if there is only one cluster."""
+def gap_between_best_clusters(in_clusters: ClusterMoments, num_tokens: int) -> Tensor:
+    """Return ρ1 − ρ2, the two largest cluster means of P_i / T; 0 if only one cluster has experts in play."""
+    mean_C = in_clusters.mean_C
     if len(mean_C) < 2:
         return mean_C.new_zeros(())
-    best = torch.topk(mean_C, 2).values / max(1, num_tokens)
-    return best[0] - best[1]
+    best, second = torch.topk(mean_C.masked_fill(in_clusters.size_C == 0, -1), 2).values.unbind()
+    return (best - second).where(second >= 0, torch.zeros_like(best)) / max(1, num_tokens)
 
 
 def no_variance(statistics: GateStatistics) -> Tensor:
@@ -120,7 +126,7 @@ def intra_variance(statistics: GateStatistics) -> Tensor:
 
 
 def _intra_inter(in_clusters: ClusterMoments, num_tokens: int) -> Tensor:
-    gap = gap_between_best_clusters(in_clusters.mean_C, num_tokens)
+    gap = gap_between_best_clusters(in_clusters, num_tokens)
     return in_clusters.over_clusters(in_clusters.variance_C) * torch.exp(-gap)
 
 
@@ -140,8 +146,7 @@ def intra_inter_sorted_variance(statistics: GateStatistics) -> Tensor:
 def intra_cv_variance(statistics: GateStatistics) -> Tensor:
     """T · mean over clusters of Var(P)/mean(P)²: grows with T as the cross-entropy does, not with its square."""
     in_clusters = cluster_moments(statistics)
-    tiny = torch.finfo(in_clusters.mean_C.dtype).tiny
-    squared_cv_C = in_clusters.variance_C / in_clusters.mean_C.square().clamp(min=tiny)
+    squared_cv_C = in_clusters.variance_C / in_clusters.mean_C.clamp(min=MIN_MEAN).square()
     return statistics.num_tokens * in_clusters.over_clusters(squared_cv_C)
 
 
@@ -168,7 +173,7 @@ class GateLoss:
         ValueError: unknown form, or a negative weight.
     """
 
-    variance: str = "intra"
+    variance: str = "intra_cv"
     variance_weight: float = 1.0
 
     def __post_init__(self) -> None:

@@ -9,6 +9,9 @@ from torch import Tensor
 from moec_fairseq.moe.losses import GateStatistics, cluster_moments, gap_between_best_clusters
 from moec_fairseq.moe.records import LayerRecord
 
+PER_LAYER = ("tokens", "balance", "variance", "spread", "gap", "entropy", "overflow")
+PER_EXPERT = ("assigned", "in_play")
+
 
 def gate_entropy(probabilities_TS: Tensor) -> Tensor:
     """Return the entropy of each token's routing probabilities in bits, (T,)."""
@@ -29,7 +32,7 @@ def layer_sums(record: LayerRecord, statistics: GateStatistics, balance: Tensor,
         "balance": balance,
         "variance": variance,
         "spread": in_clusters.over_clusters(relative_spread_C) * statistics.num_tokens,
-        "gap": gap_between_best_clusters(in_clusters.mean_C, statistics.num_tokens) * statistics.num_tokens,
+        "gap": gap_between_best_clusters(in_clusters, statistics.num_tokens) * statistics.num_tokens,
         "entropy": gate_entropy(statistics.probabilities_TS).sum(),
         "overflow": record.overflow,
         "assigned": record.assigned_N,
@@ -38,16 +41,17 @@ def layer_sums(record: LayerRecord, statistics: GateStatistics, balance: Tensor,
 
 
 @torch.no_grad()
-def model_sums(layers: Iterable[tuple[int, dict[str, Tensor]]], num_layers: int) -> dict[str, Tensor]:
+def model_sums(
+    layers: Iterable[tuple[int, dict[str, Tensor]]], num_layers: int, num_experts: int, device: torch.device
+) -> dict[str, Tensor]:
     """Join (layer number, sums) into one tensor per statistic, its first dimension the layers of the model.
 
-    The shapes are the same in every pass, whatever layers took part in it, so that workers can add them up.
+    Keys and shapes are the same in every pass, whatever layers took part in it, so that workers can add them up.
     """
-    joined: dict[str, Tensor] = {}
+    joined = {key: torch.zeros(num_layers, device=device) for key in PER_LAYER}
+    joined |= {key: torch.zeros(num_layers, num_experts, device=device) for key in PER_EXPERT}
     for number, sums in layers:
         for key, value in sums.items():
-            if key not in joined:
-                joined[key] = torch.zeros(num_layers, *value.shape, device=value.device)
             joined[key][number] += value
     return joined
 

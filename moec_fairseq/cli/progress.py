@@ -1,0 +1,122 @@
+"""Shows fairseq's progress on one line, and keeps all that fairseq says in a file.
+
+::
+
+    fairseq-train ... --log-format json 2>&1 | python progress.py train --total UPDATES --log train.log
+    fairseq-generate ... 2>&1 | python progress.py generate --total SENTENCES --log generate.log
+
+It reads until fairseq stops talking, also when the user interrupts, so that fairseq's last words are in the file; with
+the shell's ``pipefail`` fairseq's exit status is that of the whole line.
+"""
+
+import json
+import re
+import signal
+import sys
+import time
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterable
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+BAR = "  {percentage:3.0f}% |{bar:24}| {n_fmt}/{total_fmt} {unit}, {elapsed} gone, {remaining} left{postfix}"
+LINE = "  {percentage:3.0f}% {n_fmt}/{total_fmt} {unit}, {elapsed} gone, {remaining} left{postfix}"
+RESUMED = re.compile(r"Loaded checkpoint .* @ (\d+) updates")
+STATISTICS = re.compile(r" \| (train_inner|valid) \| (\{.*\})$")
+
+
+class _Lines:
+    """A file that is no terminal: every state of the bar gets a line of its own."""
+
+    def __init__(self, file: TextIO) -> None:
+        self.file = file
+
+    def write(self, text: str) -> None:
+        """Write the text, without the moves of a cursor."""
+        text = text.replace("\r", "").strip()
+        if text:
+            self.file.write(f"  {text}\n")
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        self.file.flush()
+
+
+def progress_bar(total: int, unit: str, file: TextIO) -> "tqdm[Any]":
+    """Return a bar that redraws itself on a terminal, and writes a line every 30 seconds elsewhere."""
+    if file.isatty():
+        return tqdm(total=total, unit=unit, file=file, bar_format=BAR, dynamic_ncols=True)
+    return tqdm(total=total, unit=unit, file=_Lines(file), bar_format=LINE, mininterval=30, maxinterval=60)
+
+
+def _start_at(bar: "tqdm[Any]", done: int) -> None:
+    """Let the clock begin now, with so much done by an earlier run."""
+    bar.initial = bar.n = bar.last_print_n = done
+    bar.start_t = bar.last_print_t = time.time()
+
+
+def show_training(line: str, bar: "tqdm[Any]") -> None:
+    """Take in one line of fairseq-train."""
+    if resumed := RESUMED.search(line):
+        _start_at(bar, int(resumed[1]))
+        tqdm.write(f"  going on from update {resumed[1]}", file=bar.fp)
+    elif "Start iterating over samples" in line and bar.n == bar.initial:  # not again at every epoch
+        _start_at(bar, int(bar.n))
+    elif found := STATISTICS.search(line):
+        tag, values = found[1], json.loads(found[2])
+        if tag == "train_inner":
+            speed = f"{float(values['wps']):,.0f}".replace(",", " ")
+            bar.set_postfix_str(f"loss {values['loss']}, ppl {values['ppl']}, {speed} tokens/s", refresh=False)
+            bar.update(int(values["num_updates"]) - bar.n)
+        else:
+            tqdm.write(
+                f"  update {values['valid_num_updates']}, epoch {values['epoch']}: validation loss "
+                f"{values['valid_nll_loss']}, perplexity {values['valid_ppl']}, best loss {_best(values)}",
+                file=bar.fp,
+            )
+            bar.update(int(values["valid_num_updates"]) - bar.n)
+
+
+def _best(values: dict[str, str]) -> str:
+    """Return the best validation loss so far; fairseq leaves it out at the first validation."""
+    return values.get("valid_best_loss", values["valid_loss"])
+
+
+def show_generation(line: str, bar: "tqdm[Any]") -> None:
+    """Take in one line of fairseq-generate; D- is the detokenised best translation of a sentence."""
+    if line.startswith("D-"):
+        bar.update()
+
+
+KINDS: dict[str, tuple[str, Callable[[str, "tqdm[Any]"], None]]] = {
+    "train": ("updates", show_training),
+    "generate": ("sentences", show_generation),
+}
+
+
+def follow(lines: Iterable[str], kind: str, total: int, log: TextIO, screen: TextIO) -> None:
+    """Copy the lines into the log as they come, and show on the screen how far fairseq is."""
+    unit, show = KINDS[kind]
+    with progress_bar(total, unit, screen) as bar:
+        for line in lines:
+            log.write(line)
+            log.flush()
+            show(line.rstrip("\n"), bar)
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = ArgumentParser(description="Show fairseq's progress on one line; its output is read from standard input.")
+    parser.add_argument("kind", choices=list(KINDS), help="which of fairseq's commands is speaking")
+    parser.add_argument("--total", type=int, required=True, help="updates or sentences until it is done")
+    parser.add_argument("--log", required=True, help="file to which all the output is appended")
+    args = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
+    with open(args.log, "a", encoding="utf-8") as log:
+        follow(sys.stdin, args.kind, args.total, log, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

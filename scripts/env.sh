@@ -1,0 +1,94 @@
+# shellcheck shell=bash
+# Makes the Python environment and puts it on the PATH: source scripts/env.sh [--active-env]
+#
+# Without an option: .venv in the checkout, made with the newest fitting Python of this machine, with the
+# versions of constraints.txt. With --active-env: the environment that is active now; what it has and
+# setup.py allows is kept, what is missing is installed. The second time nothing is done.
+#
+# Environment variables:
+#   MOEC_TORCH_INDEX   address of a package index to take torch from, say one that has the build without CUDA
+#   OMP_NUM_THREADS    threads for training; the number of physical cores unless set
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$root/scripts/ui.sh"
+
+find_python() { # find_python: the name of a Python >= 3.10 that can make environments
+  local candidate
+  for candidate in python3.11 python3.12 python3.10 python3 python; do
+    if "$candidate" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  return 1
+}
+
+use_venv() { # use_venv: activate .venv, made anew where it is missing, broken or of a checkout that has moved
+  local python
+  if ! "$root/.venv/bin/pip" --version >/dev/null 2>&1; then
+    python=$(find_python) || fail "No Python >= 3.10 with the modules venv and ensurepip was found; please install" \
+      "Python 3.11 (Debian and Ubuntu: apt-get install python3.11 python3.11-venv python3.11-dev)."
+    run_logged /dev/null "making .venv with $("$python" --version)" "$python" -m venv --clear "$root/.venv"
+  fi
+  source "$root/.venv/bin/activate"
+}
+
+check_compiler() { # check_compiler: fairseq comes as source only
+  command -v "${CXX:-c++}" >/dev/null || fail "fairseq is built from source and needs a C++ compiler; please install one" \
+    "(Debian and Ubuntu: apt-get install g++)."
+  python -c 'import os, sysconfig as s; raise SystemExit(not os.path.exists(s.get_path("include") + "/Python.h"))' ||
+    fail "fairseq is built from source and needs the headers of Python, which $(command -v python) lacks" \
+      "(Debian and Ubuntu: apt-get install python3-dev)."
+}
+
+install_packages() { # install_packages [--constraint FILE]: everything setup.py names, into the active environment
+  local log=$1 pip=(python -m pip install --disable-pip-version-check --progress-bar off "${@:2}")
+  local tools=(setuptools wheel cython numpy) torch=(torch)
+  : >"$log"
+  # omegaconf, which fairseq 0.12.2 needs, has metadata that newer pips refuse.
+  python -c 'import sys; sys.exit(sys.version_info >= (3, 11))' && tools+=("pip<24.1" "numpy<1.24")
+  if [[ -n ${MOEC_TORCH_INDEX:-} ]]; then
+    torch+=(--index-url "$MOEC_TORCH_INDEX")
+  elif ! python -c 'import torch' 2>/dev/null && ! command -v nvidia-smi >/dev/null; then
+    echo "  No GPU here: MOEC_TORCH_INDEX=ADDRESS takes torch from an index that has the (much smaller) build without CUDA."
+  fi
+  run_logged "$log" "installing the build tools" "${pip[@]}" "${tools[@]}"
+  run_logged "$log" "installing torch" "${pip[@]}" "${torch[@]}"
+  python -c 'import fairseq' >/dev/null 2>&1 || check_compiler
+  # Built in this environment: in isolation pip would fetch a second torch, with CUDA, just to build fairseq.
+  run_logged "$log" "installing fairseq (built here, takes minutes) and the rest" \
+    "${pip[@]}" --no-build-isolation -e "${root}[dev]"
+}
+
+prepare() { # prepare [--active-env]
+  local stamp wanted options=()
+  if [[ ${1:-} == --active-env ]]; then
+    command -v python >/dev/null || fail "--active-env was given, but there is no python on the PATH; please activate an environment."
+    python -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+      fail "--active-env was given, but $(command -v python) is $(python --version 2>&1); Python >= 3.10 is needed."
+  else
+    use_venv
+    python -c 'import sys; sys.exit(sys.version_info < (3, 11))' && options=(--constraint "$root/constraints.txt")
+  fi
+  local prefix
+  prefix=$(python -c 'import sys; print(sys.prefix)')
+  stamp=$prefix/moec-fairseq.installed
+  wanted="$root $(python --version) $(cat "$root/setup.py" "$root/constraints.txt" | cksum)"
+  if [[ $(cat "$stamp" 2>/dev/null) != "$wanted" ]]; then
+    echo "Environment: $prefix"
+    install_packages "$prefix/moec-fairseq.log" ${options[@]+"${options[@]}"}
+    echo "$wanted" >"$stamp"
+  fi
+}
+
+physical_cores() { # physical_cores: how many this process may use; hyperthreads only get in each other's way
+  local cores available
+  available=$(python -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
+  cores=$(lscpu --parse=core,socket 2>/dev/null | grep -v '^#' | sort -u | wc -l)
+  ((cores > 0 && cores < available)) && echo "$cores" || echo "$available"
+}
+
+prepare "$@"
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(physical_cores)}
+# Training on a CPU otherwise spends most of its time giving large temporaries back to the system and taking them again.
+export MALLOC_MMAP_THRESHOLD_=$((8 << 30)) MALLOC_TRIM_THRESHOLD_=$((8 << 30)) THP_MEM_ALLOC_ENABLE=1

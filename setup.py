@@ -1,0 +1,44 @@
+"""Packaging of moec_fairseq; tool settings live in pyproject.toml, tested versions in constraints.txt."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+README = Path(__file__).with_name("README.md")
+
+setup(
+    name="moec-fairseq",
+    version="0.1.0",
+    description="MoEC: Mixture of Expert Clusters, as a fairseq plug-in",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    author="moec_fairseq contributors",
+    license="MIT",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["moec_fairseq", "moec_fairseq.*"]),
+    package_data={"moec_fairseq": ["py.typed"]},
+    python_requires=">=3.10",
+    install_requires=[
+        # fairseq 0.12.2 does not import on Python 3.11; fairseq-fixed has the same import name and works there.
+        'fairseq-fixed==0.12.3.1; python_version >= "3.11"',
+        'fairseq==0.12.2; python_version < "3.11"',
+        # fairseq 0.12.2 uses np.float, which numpy 1.24 removed.
+        'numpy>=1.21.3; python_version >= "3.11"',
+        'numpy>=1.21.3,<1.24; python_version < "3.11"',
+        "torch>=1.13",
+        "fairscale==0.4.13",
+        "polib>=1.2",
+        "sacrebleu>=2.3",
+        "sentencepiece>=0.1.99",
+        "tensorboardX>=2.6",
+        "tqdm>=4.60",
+    ],
+    extras_require={
+        "dev": ["hypothesis>=6", "mypy>=1.8", "pytest>=7", "ruff>=0.5", "types-tqdm"],
+    },
+    classifiers=[
+        "License :: OSI Approved :: MIT License",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

@@ -1,0 +1,136 @@
+"""A tiny reversal corpus, real fairseq command lines run on it, and models built in this process."""
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+USER_DIR = ROOT / "moec_fairseq"
+LETTERS = "abcdefghij"
+
+TINY = ("--user-dir", USER_DIR, "--cpu", "--arch", "moec_transformer_tiny", "--share-all-embeddings")
+CRITERION = ("--criterion", "moec_label_smoothed_cross_entropy", "--label-smoothing", "0.1")
+ADAM = ("--optimizer", "adam", "--adam-betas", "(0.9, 0.98)", "--lr", "5e-3", "--clip-norm", "1", "--num-workers", "0")
+SCHEDULE = ("--lr-scheduler", "inverse_sqrt", "--warmup-updates", "100", "--max-tokens", "1000", "--dropout", "0")
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+    @property
+    def last_line(self) -> str:
+        """The last line that the user sees on stderr."""
+        return self.stderr.strip().splitlines()[-1]
+
+
+Command = Callable[..., Done]
+
+
+@pytest.fixture(scope="session")
+def fairseq() -> Command:
+    """Run ``fairseq-NAME ARGUMENTS`` in a process of its own; fail when it fails, unless ``ok=False``."""
+
+    def run(name: str, *arguments: object, stdin: str = "", ok: bool = True, cwd: Path | None = None) -> Done:
+        eight_gib = str(8 << 30)  # keeps large temporaries in the heap: fewer page faults
+        limits = {"MALLOC_MMAP_THRESHOLD_": eight_gib, "MALLOC_TRIM_THRESHOLD_": eight_gib, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-W", "ignore", "-m", f"fairseq_cli.{name}", *map(str, arguments)]
+        done = subprocess.run(
+            command, env=os.environ | limits, capture_output=True, text=True, input=stdin, timeout=300, cwd=cwd
+        )
+        assert not ok or done.returncode == 0, f"{name} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def reversal_data(tmp_path_factory: pytest.TempPathFactory, fairseq: Command) -> Path:
+    """Return the binarised corpus: 3 to 6 letters, and the same backwards; no sentence is in two splits."""
+    folder = tmp_path_factory.mktemp("reversal")
+    source = random.Random(7)
+    distinct: dict[str, None] = {}
+    while len(distinct) < 3000:
+        distinct[" ".join(source.choice(LETTERS) for _ in range(source.randint(3, 6)))] = None
+    lines = list(distinct)
+    for split, part in {"valid": lines[:100], "test": lines[100:300], "train": lines[300:]}.items():
+        (folder / f"{split}.src").write_text("".join(f"{line}\n" for line in part))
+        (folder / f"{split}.tgt").write_text("".join(f"{line[::-1]}\n" for line in part))
+    pairs = [a for s in ("train", "valid", "test") for a in (f"--{s}pref", folder / s)]
+    fairseq("preprocess", "-s", "src", "-t", "tgt", *pairs, "--destdir", folder / "bin", "--joined-dictionary")
+    return folder / "bin"
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, fairseq: Command, reversal_data: Path) -> Path:
+    """Return the folder of a model that has learned to reverse: checkpoints, ``train.log``, TensorBoard files.
+
+    The run also uses gradient accumulation, an exponential moving average, BLEU at validation and TensorBoard.
+    """
+    save_dir = tmp_path_factory.mktemp("trained")
+    done = fairseq(
+        "train", reversal_data, *TINY, *CRITERION, *ADAM, *SCHEDULE, "--save-dir", save_dir,
+        "--max-epoch", "32", "--validate-interval", "16", "--keep-last-epochs", "2", "--save-interval", "16",
+        "--moec-expert-dropout-interval", "20", "--max-tokens", "500", "--update-freq", "2",
+        "--store-ema", "--ema-decay", "0.9", "--eval-bleu", "--eval-bleu-args", '{"beam": 1, "max_len_a": 1.2}',
+        "--tensorboard-logdir", save_dir / "tensorboard", "--log-format", "simple", "--log-interval", "10",
+    )  # fmt: skip
+    (save_dir / "train.log").write_text(done.stderr + done.stdout)
+    return save_dir
+
+
+@dataclass(frozen=True)
+class Built:
+    """What fairseq-train builds before it trains."""
+
+    task: Any
+    model: Any
+    criterion: Any
+
+    def batch(self, size: int = 8, seed: int = 0, min_length: int = 2) -> dict[str, Any]:
+        """Return a batch of random sentences of different lengths, as the translation task makes it."""
+        import torch
+        from fairseq.data import LanguagePairDataset
+
+        random_ = random.Random(seed)
+        dictionary = self.task.source_dictionary
+        lines = [" ".join(random_.choices(LETTERS, k=random_.randint(min_length, 9))) for _ in range(size)]
+        sources = [dictionary.encode_line(line, add_if_not_exist=False).long() for line in lines]
+        targets = [dictionary.encode_line(line[::-1], add_if_not_exist=False).long() for line in lines]
+        lengths = torch.tensor([len(s) for s in sources])
+        data = LanguagePairDataset(sources, lengths, dictionary, targets, lengths, dictionary, shuffle=False)
+        return data.collater([data[i] for i in range(size)])
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Callable[..., Built]:
+    """Build task, model and criterion from the flags of fairseq-train, in this process."""
+    from fairseq import options, tasks
+    from fairseq.data import Dictionary
+    from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+
+    dictionary = Dictionary()
+    for letter in LETTERS:
+        dictionary.add_symbol(letter)
+    for language in ("src", "tgt"):
+        dictionary.save(str(tmp_path / f"dict.{language}.txt"))
+
+    def make(*flags: object, base: tuple[object, ...] = (*TINY, *CRITERION, *ADAM)) -> Built:
+        arguments = [str(tmp_path), "-s", "src", "-t", "tgt", *map(str, base), "--max-tokens", "1000", *map(str, flags)]
+        parser = options.get_training_parser()
+        config = convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, input_args=arguments))
+        task = tasks.setup_task(config.task)
+        return Built(task, task.build_model(config.model), task.build_criterion(config.criterion))
+
+    return make

@@ -1,0 +1,110 @@
+import json
+from pathlib import Path
+
+import polib
+import pytest
+
+from moec_fairseq.corpus.build import build
+from moec_fairseq.corpus.catalogs import read_wheel
+from moec_fairseq.corpus.cleaning import Pair
+from moec_fairseq.corpus.pins import find_wheels, read_pins
+
+from .wheels import make_wheel
+
+COLOURS = ["red", "green", "blue", "black", "white", "grey", "brown", "pink", "gold", "teal"]
+THINGS = ["house", "tree", "car", "dog", "lamp", "door", "book", "cup", "ship", "road", "hill", "bird"]
+
+
+def catalog(pairs: dict[str, str]) -> polib.POFile:
+    po = polib.POFile()
+    po.metadata = {"Content-Type": "text/plain; charset=utf-8"}
+    po.extend(polib.POEntry(msgid=source, msgstr=target) for source, target in pairs.items())
+    return po
+
+
+def compiled(po: polib.POFile, folder: Path) -> bytes:
+    po.save_as_mofile(str(folder / "x.mo"))
+    return (folder / "x.mo").read_bytes()
+
+
+def test_catalogs_of_a_wheel(tmp_path: Path) -> None:
+    po = catalog({"From a po file": "Aus einer po-Datei"})
+    po.append(polib.POEntry(msgid="Not sure of it", msgstr="Unsicher", flags=["fuzzy"]))
+    po.append(polib.POEntry(msgid="Long gone", msgstr="Weg", obsolete=True))
+    po.append(polib.POEntry(msgid="%d file", msgid_plural="%d files", msgstr_plural={0: "%d Datei", 1: "%d Dateien"}))
+    mo = compiled(catalog({"From an mo file": "Aus einer mo-Datei"}), tmp_path)
+    make_wheel(
+        tmp_path / "x.whl",
+        {
+            "a/locale/de_DE/LC_MESSAGES/a.mo": mo,
+            "a/locale/de_DE/LC_MESSAGES/a.po": str(catalog({"Same as mo": "Wie mo"})).encode(),
+            "a/locale/de_AT/LC_MESSAGES/a.mo": compiled(catalog({"Other variety": "Andere Art"}), tmp_path),
+            "b/locale/angular/de.po": str(po).encode(),
+            "c/translations/en.json": json.dumps({"a": {"b": "Hello you"}, "c": "Only English"}).encode(),
+            "c/translations/de.json": json.dumps({"a": {"b": "Hallo du"}, "d": "Nur deutsch"}).encode(),
+        },
+    )
+    assert list(read_wheel(tmp_path / "x.whl", "de")) == [
+        Pair("From an mo file", "Aus einer mo-Datei"),
+        Pair("From a po file", "Aus einer po-Datei"),
+        Pair("%d file", "%d Datei"),
+        Pair("%d files", "%d Dateien"),
+        Pair("Hello you", "Hallo du"),
+    ]
+
+
+@pytest.fixture
+def wheels(tmp_path: Path) -> Path:
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    pairs = {f"{a} {b}": f"{a.title()}es {b.title()}" for a in COLOURS for b in THINGS}
+    first = str(catalog(pairs)).encode()
+    second = str(catalog({"RED HOUSE": "rotes Haus", "Hello <b>you</b>": "Hallo du", "Good day": "Guten Tag"})).encode()
+    hashes = [
+        make_wheel(folder / f"{name}.whl", {"locale/de/LC_MESSAGES/x.po": content})
+        for name, content in (("one", first), ("two", second))
+    ]
+    (folder / "wheels.txt").write_text(
+        f"# a comment\none==1 --hash=sha256:{hashes[0]}  # MIT\n"
+        f"two==2 --hash=sha256:{hashes[1]}  # BSD; full tier only\n"
+    )
+    return folder
+
+
+def test_build_counts_and_repeats_itself(wheels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for out in ("a", "b"):
+        build(wheels, "full", "en", "de", tmp_path / out)
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert files == ["report.json", "test.de", "test.en", "train.de", "train.en", "valid.de", "valid.en"]
+    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files)
+    report = json.loads((tmp_path / "a/report.json").read_text())
+    assert report["packages"] == {"one": {"kept": 120}, "two": {"repeated source": 1, "html": 1, "kept": 1}}
+    assert report["distinct pairs"] == 121
+    assert sum(report["splits"].values()) + sum(report["left out of splits"].values()) == 121
+    assert "repeated source" in capsys.readouterr().out
+
+
+def test_tiers_and_damaged_wheels(wheels: Path, tmp_path: Path) -> None:
+    assert [pin.name for pin in read_pins(wheels / "wheels.txt", "small")] == ["one"]
+    (wheels / "two.whl").write_bytes(b"damaged")
+    pins = read_pins(wheels / "wheels.txt")
+    assert [pin.name for pin in find_wheels(wheels, pins)] == ["one"]
+    with pytest.raises(ValueError, match=r"lacks 1 of the 2 wheels of tier 'full' \(two\)"):
+        build(wheels, "full", "en", "de", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "message"),
+    [("de", "fr", "the messages in the wheels are English"), ("en", "en", "differ"), ("en", "xx", "no translations")],
+)
+def test_impossible_languages(wheels: Path, tmp_path: Path, source: str, target: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(wheels, "full", source, target, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_list_of_the_repository_is_well_formed() -> None:
+    pins = read_pins(Path(__file__).parents[2] / "data/quickstart/wheels.txt")
+    assert len(pins) == 15
+    assert {pin.name for pin in pins if pin.full_only} == {"homeassistant", "indico"}
+    assert {pin.licence for pin in pins} == {"Apache-2.0", "BSD", "BSD-3-Clause", "MIT"}

@@ -1,0 +1,115 @@
+import pytest
+import torch
+from fairseq.logging import metrics
+
+ROUTER_KEYS = {
+    f"moe_{key}"
+    for key in ("balance", "variance", "spread", "gap", "entropy", "overflow", "load_max", "load_min", "unused")
+}
+
+
+def reduced(criterion, *logs):
+    with metrics.aggregate() as logged:
+        criterion.reduce_metrics(list(logs))
+    return {key: value for key, value in logged.get_smoothed_values().items()}
+
+
+def test_without_weight_it_is_fairseqs_criterion(build):
+    ours = build("--moe-gate-loss-wt", "0", "--dropout", "0")
+    stock = build("--criterion", "label_smoothed_cross_entropy", "--dropout", "0")
+    stock.model.load_state_dict(ours.model.state_dict())
+    batch = ours.batch()
+    assert torch.equal(ours.criterion(ours.model, batch)[0], stock.criterion(stock.model, batch)[0])
+
+
+def test_training_loss_has_the_gate_loss_and_validation_loss_has_not(build):
+    built = build("--dropout", "0", "--moec-expert-dropout", "0", "--moe-gate-loss-wt", "0.5")
+    batch = built.batch()
+    trained, _, log = built.criterion(built.model.train(), batch)
+    validated, _, valid_log = built.criterion(built.model.eval(), batch)
+    gate = log["moe_balance"].sum() + log["moe_variance"].sum()
+    torch.testing.assert_close(trained - validated, 0.5 * gate, rtol=1e-4, atol=1e-4)
+    assert log["loss"] == trained and valid_log["loss"] == validated
+
+
+def test_figures_of_micro_batches_and_workers_are_those_of_the_whole(build):
+    built = build("--dropout", "0", "--moec-expert-dropout", "0")
+    first, second = built.batch(seed=1), built.batch(seed=2)
+    logs = [built.criterion(built.model, batch)[2] for batch in (first, second)]
+    together = reduced(built.criterion, *logs)
+    assert ROUTER_KEYS <= together.keys()
+    # workers are added up before they are reduced
+    keys = logs[0].keys()
+    summed = {key: sum(log[key] for log in logs) for key in keys}
+    assert reduced(built.criterion, summed) == together
+    # by hand: tokens on the most loaded expert of each layer, over both micro-batches
+    assigned = summed["moe_assigned"]
+    by_hand = (100 * assigned.max(dim=1).values / assigned.sum(dim=1)).mean().item()
+    assert together["moe_load_max"] == pytest.approx(by_hand, abs=1e-3)
+    tokens = sum(int(b["net_input"]["src_lengths"].sum() + b["ntokens"]) for b in (first, second))
+    assert summed["moe_tokens"].sum() == tokens  # no padding
+
+
+def test_dense_transformer_has_no_router_figures(build):
+    built = build("--moe-expert-count", "0")
+    _, _, log = built.criterion(built.model, built.batch())
+    assert not [key for key in reduced(built.criterion, log) if key.startswith("moe_")]
+
+
+def test_gradient_of_the_router_comes_from_the_gate_loss(build):
+    built = build("--dropout", "0", "--moec-expert-dropout", "0", "--moe-gate-loss-wt", "1")
+    built.criterion(built.model, built.batch())[0].backward()
+    with_gate = built.model.moe_layers[0].router.experts_NK.grad.clone()
+    built.model.zero_grad()
+    built.criterion.gate_loss_weight = 0
+    built.criterion(built.model, built.batch())[0].backward()
+    without = built.model.moe_layers[0].router.experts_NK.grad
+    assert with_gate.norm() > 10 * without.norm()
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--moec-cluster-count", "3"], r"8 experts .* cannot form 3 clusters .*choose one of 1, 2, 4, 8 clusters"),
+        (["--moec-cluster-count", "0"], r"cannot form 0 clusters"),
+        (["--moec-cluster-count", "8"], r"--moec-variance intra_cv compares the experts of a cluster.*only 1 of them"),
+        (
+            ["--moec-cluster-count", "8", "--moec-variance", "intra", "--moec-expert-dropout", "0"],
+            r"--moec-variance intra compares .* or --moec-variance none or global",
+        ),
+        (["--moec-expert-dropout", "1"], r"--moec-expert-dropout is 1.0, but .* in \[0, 1\)"),
+        (["--moec-expert-dropout", "-0.1"], r"--moec-expert-dropout is -0.1, but .* in \[0, 1\)"),
+        (["--moec-expert-dropout-interval", "0"], r"--moec-expert-dropout-interval is 0, but .* 1 or more"),
+        (["--encoder-moe-layers", "3"], r"--encoder-moe-layers names layer 3, which the encoder does not have"),
+        (["--decoder-moe-layers", "1,1"], r"--decoder-moe-layers is '1,1', which names a layer twice"),
+        (["--moe-capacity-factor", "0"], r"--moe-capacity-factor is 0.0, but must be finite and above 0"),
+        (["--moe-expert-count", "-1"], r"at least 1 expert, but --moe-expert-count is -1"),
+        (["--moec-sublayers", "0"], r"--moec-sublayers is 0, but an expert needs 1 block or more"),
+        (["--moec-router-dim", "-1"], r"--moec-router-dim is -1; give"),
+        (["--moec-variance-wt", "-1"], r"--moec-variance-wt is -1.0, but"),
+        (["--arch", "transformer"], r"needs a model with a MoEC router, but --arch names another; give"),
+    ],
+)
+def test_bad_input_is_refused_before_training_in_one_sentence(build, flags, message):
+    base = ("--criterion", "moec_label_smoothed_cross_entropy")
+    architecture = () if "--arch" in flags else ("--arch", "moec_transformer_tiny")
+    with pytest.raises(ValueError, match=message) as error:
+        build(*architecture, *flags, base=base)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--moe-expert-count", "1", "--moec-cluster-count", "1", "--moec-variance", "none"],
+        ["--moec-cluster-count", "1", "--moec-variance", "none", "--moec-expert-dropout", "0"],
+        ["--moec-cluster-count", "8", "--moec-variance", "global"],
+        ["--moec-variance", "intra_inter", "--moec-router", "dot"],
+        ["--moec-variance", "intra_inter_sorted", "--moec-layout", "replaced"],
+    ],
+)
+def test_ablations_train(build, flags):
+    built = build(*flags)
+    loss, _, _ = built.criterion(built.model.train(), built.batch())
+    loss.backward()
+    assert loss.isfinite()

@@ -1,0 +1,93 @@
+"""Parts with an answer known by hand, and small builders, shared by the tests of the method."""
+
+import torch
+from hypothesis import settings
+from torch import Tensor, nn
+
+from moec_fairseq.moe.clusters import ExpertClusters
+from moec_fairseq.moe.dispatch import LocalDispatcher
+from moec_fairseq.moe.expert_dropout import ExpertDropout
+from moec_fairseq.moe.experts import Experts
+from moec_fairseq.moe.layer import MoELayer
+from moec_fairseq.moe.records import LayerRecord
+from moec_fairseq.moe.router import Router, Routing
+
+# No deadline: the first call of a torch kernel is slow, and so is a busy machine.
+quick = settings(deadline=None, max_examples=40)
+
+
+class StubRouter(nn.Module):
+    """Sends token t to the expert in play number ``choices[t mod len(choices)]`` and mixes with a constant α."""
+
+    def __init__(self, clusters: ExpertClusters, choices: list[int], alpha: float) -> None:
+        super().__init__()
+        self.clusters, self.choices, self.alpha = clusters, choices, alpha
+
+    def forward(self, tokens_TD: Tensor, experts_S: Tensor) -> Routing:
+        choice_T = torch.tensor([self.choices[t % len(self.choices)] for t in range(len(tokens_TD))], dtype=torch.long)
+        scores_TS = tokens_TD.new_zeros(len(tokens_TD), len(experts_S))
+        mix_T = tokens_TD.new_full((len(tokens_TD),), self.alpha)
+        return Routing(self.clusters, experts_S, scores_TS, experts_S[choice_T], mix_T)
+
+
+class MultiplyingExperts(nn.Module):
+    """Expert i multiplies its tokens by ``factors[i]``."""
+
+    def __init__(self, factors: list[float]) -> None:
+        super().__init__()
+        self.factors_N = torch.tensor(factors)
+
+    def forward(self, tokens_AD: Tensor, counts_N: Tensor) -> Tensor:
+        return tokens_AD * self.factors_N.repeat_interleave(counts_N).unsqueeze(-1)
+
+
+def stub_layer(choices: list[int], factors: list[float], alpha: float, **options: object) -> MoELayer:
+    """Return a layer whose output can be worked out by hand."""
+    clusters = ExpertClusters(len(factors), 1)
+    return MoELayer(
+        StubRouter(clusters, choices, alpha),
+        MultiplyingExperts(factors),
+        LocalDispatcher(len(factors)),
+        **{"dropout": ExpertDropout(), **options},
+    )
+
+
+def randomise(module: nn.Module, seed: int = 0) -> None:
+    """Give every parameter random values: new experts are the identity, which hides mistakes."""
+    source = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            noise = torch.randn(parameter.shape, generator=source, dtype=parameter.dtype)
+            parameter.copy_(0.5 + 0.1 * noise.abs() if name.endswith("temperature") else noise)
+
+
+def real_layer(
+    dim: int = 4, experts: int = 4, clusters: int = 2, score: str = "cosine", reduced_dim: int = 3, **options: object
+) -> MoELayer:
+    """Return a small layer of the real parts, its parameters random."""
+    groups = ExpertClusters(experts, clusters)
+    layer = MoELayer(
+        Router(dim, groups, score, reduced_dim),
+        Experts(experts, dim, 5, sublayers=2, activation=torch.tanh),
+        LocalDispatcher(experts),
+        **{"dropout": ExpertDropout(), **options},
+    )
+    randomise(layer)
+    return layer
+
+
+def record_of(
+    probabilities: list[list[float]],
+    chosen: list[int],
+    clusters: ExpertClusters,
+    in_play: list[int] | None = None,
+    layer: int = 0,
+    overflow: int = 0,
+) -> LayerRecord:
+    """Return the float64 record of a layer whose p_{t,i} = softmax(s / 0.07) are the given ones."""
+    scores_TS = 0.07 * torch.tensor(probabilities, dtype=torch.float64).log()
+    experts_S = torch.tensor(range(clusters.num_experts) if in_play is None else in_play)
+    expert_T = torch.tensor(chosen, dtype=torch.long)
+    assigned_N = torch.bincount(expert_T, minlength=clusters.num_experts)
+    routing = Routing(clusters, experts_S, scores_TS, expert_T, torch.full((len(chosen),), 0.5))
+    return LayerRecord(layer, routing, assigned_N, torch.tensor(overflow))

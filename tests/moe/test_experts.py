@@ -1,0 +1,80 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from moec_fairseq.moe.experts import Experts
+
+from .stubs import randomise
+
+
+def naive_expert(experts: Experts, number: int, x: torch.Tensor) -> torch.Tensor:
+    """One token through one expert, written from the definition x ← x + W2·act(W1·LayerNorm(x))."""
+    for block in experts.sublayers:
+        centred = x - x.mean()
+        normed = centred / (centred.square().mean() + 1e-5).sqrt()
+        normed = normed * block.norm_weight_ND[number] + block.norm_bias_ND[number]
+        hidden = torch.relu(block.w1_NFD[number] @ normed + block.b1_NF[number])
+        x = x + block.w2_NDF[number] @ hidden + block.b2_ND[number]
+    return x
+
+
+@pytest.mark.parametrize("sublayers", [1, 3])
+def test_a_new_expert_is_the_identity(sublayers):
+    tokens = torch.randn(5, 4)
+    assert torch.equal(Experts(3, 4, 8, sublayers)(tokens, torch.tensor([2, 0, 3])), tokens)
+
+
+@pytest.mark.parametrize("counts", [[2, 0, 3], [0, 0, 5], [5, 0, 0], [1, 3, 1]])
+@pytest.mark.parametrize("sublayers", [1, 3])
+def test_against_a_naive_loop_over_tokens(counts, sublayers):
+    experts = Experts(3, 4, 6, sublayers).double()
+    randomise(experts)
+    tokens = torch.randn(5, 4, dtype=torch.float64)
+    owner = [number for number, count in enumerate(counts) for _ in range(count)]
+    expected = torch.stack([naive_expert(experts, n, x) for n, x in zip(owner, tokens, strict=True)])
+    torch.testing.assert_close(experts(tokens, torch.tensor(counts)), expected)
+
+
+def test_the_activation_is_used():
+    experts = Experts(1, 4, 6, activation=F.gelu)
+    randomise(experts)
+    block, x = experts.sublayers[0], torch.randn(2, 4)
+    normed = F.layer_norm(x, (4,), block.norm_weight_ND[0], block.norm_bias_ND[0])
+    expected = x + F.gelu(normed @ block.w1_NFD[0].t() + block.b1_NF[0]) @ block.w2_NDF[0].t() + block.b2_ND[0]
+    torch.testing.assert_close(experts(x, torch.tensor([2])), expected)
+
+
+def test_experts_without_tokens_get_a_zero_gradient():
+    experts = Experts(3, 4, 6, sublayers=2)
+    randomise(experts)
+    experts(torch.randn(5, 4), torch.tensor([2, 0, 3])).square().sum().backward()
+    for name, parameter in experts.named_parameters():
+        assert [bool(own.any()) for own in parameter.grad] == [True, False, True], name
+
+
+def test_all_parameters_get_a_gradient_from_an_empty_batch():
+    experts = Experts(3, 4, 6, sublayers=2)
+    randomise(experts)
+    outputs = experts(torch.empty(0, 4, requires_grad=True), torch.tensor([0, 0, 0]))
+    assert outputs.shape == (0, 4)
+    outputs.sum().backward()
+    for name, parameter in experts.named_parameters():
+        assert parameter.grad is not None and not parameter.grad.any(), name
+
+
+def test_experts_start_different():
+    w1 = Experts(2, 4, 6).sublayers[0].w1_NFD
+    assert not torch.equal(w1[0], w1[1])
+    assert 0.3 < w1.abs().max() <= 0.5  # uniform in ±1/√4
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"sublayers": 0}, "--moec-sublayers is 0, but an expert needs 1 block or more"),
+        ({"ffn_dim": 0}, "--moec-expert-ffn-embed-dim is 0, but an expert needs 1 hidden unit or more"),
+    ],
+)
+def test_bad_sizes_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Experts(**{"num_experts": 2, "dim": 4, "ffn_dim": 4, **options})

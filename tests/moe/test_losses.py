@@ -1,0 +1,268 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moec_fairseq.moe.clusters import ExpertClusters
+from moec_fairseq.moe.losses import VARIANCES, ClusterMoments, GateLoss, balance_loss, cluster_moments, gate_statistics
+from moec_fairseq.moe.losses import gap_between_best_clusters as gap
+from moec_fairseq.moe.records import LayerRecord
+from moec_fairseq.moe.router import Routing
+
+from .stubs import quick, record_of
+
+TWO_PAIRS = ExpertClusters(4, 2)
+
+# Two tokens: P = (0.9, 0.5 | 0.4, 0.2). Both choose expert 0.
+#   cluster means 0.7 and 0.3; variances (0.2² + 0.2²)/1 = 0.08 and (0.1² + 0.1²)/1 = 0.02
+PLAIN = record_of([[0.4, 0.3, 0.2, 0.1], [0.5, 0.2, 0.2, 0.1]], [0, 0], TWO_PAIRS)
+# The same numbers in other places: P = (0.9, 0.2 | 0.5, 0.4)
+#   cluster means 0.55 and 0.45; variances 2·0.35² = 0.245 and 2·0.05² = 0.005
+MIXED = record_of([[0.4, 0.1, 0.3, 0.2], [0.5, 0.1, 0.2, 0.2]], [0, 0], TWO_PAIRS)
+# One token, 2 clusters of 3, cluster dropout: experts 0, 2 | 4, 5 in play, P = (0.4, 0.2 | 0.3, 0.1)
+#   cluster means 0.3 and 0.2; variances 2·0.1² = 0.02 in both
+SURVIVORS = record_of([[0.4, 0.2, 0.3, 0.1]], [0], ExpertClusters(6, 2), in_play=[0, 2, 4, 5])
+# One token, global dropout: experts 1 | 3, 4, 5 in play, P = (0.4 | 0.3, 0.2, 0.1)
+#   cluster means 0.4 and 0.2; no variance in the first, (0.1² + 0² + 0.1²)/2 = 0.01 in the second
+UNEQUAL = record_of([[0.4, 0.3, 0.2, 0.1]], [1], ExpertClusters(6, 2), in_play=[1, 3, 4, 5])
+
+
+@pytest.mark.parametrize(
+    "form, record, expected",
+    [
+        ("none", PLAIN, 0.0),
+        # mean 0.5: (0.4² + 0² + 0.1² + 0.3²)/3 = 0.26/3, wherever the numbers stand
+        ("global", PLAIN, 0.26 / 3),
+        ("global", MIXED, 0.26 / 3),
+        # mean 0.25: (0.15² + 0.05² + 0.05² + 0.15²)/3 = 0.05/3
+        ("global", SURVIVORS, 0.05 / 3),
+        ("global", UNEQUAL, 0.05 / 3),
+        ("intra", PLAIN, 0.05),  # (0.08 + 0.02)/2
+        ("intra", MIXED, 0.125),  # (0.245 + 0.005)/2
+        ("intra", SURVIVORS, 0.02),
+        ("intra", UNEQUAL, 0.01),  # the only cluster with two experts in play
+        ("intra_inter", PLAIN, 0.05 * math.exp(-0.2)),  # ρ = 0.7/2, 0.3/2
+        ("intra_inter", MIXED, 0.125 * math.exp(-0.05)),  # ρ = 0.55/2, 0.45/2
+        ("intra_inter", SURVIVORS, 0.02 * math.exp(-0.1)),  # ρ = 0.3, 0.2
+        ("intra_inter", UNEQUAL, 0.01 * math.exp(-0.2)),  # ρ = 0.4, 0.2
+        ("intra_inter_sorted", PLAIN, 0.05 * math.exp(-0.2)),  # sorted already
+        ("intra_inter_sorted", MIXED, 0.05 * math.exp(-0.2)),  # 0.9, 0.5 | 0.4, 0.2 after sorting
+        # 0.4, 0.3 | 0.2, 0.1: variances 2·0.05² = 0.005, ρ = 0.35, 0.15
+        ("intra_inter_sorted", SURVIVORS, 0.005 * math.exp(-0.2)),
+        ("intra_inter_sorted", UNEQUAL, 0.005 * math.exp(-0.2)),
+        ("intra_cv", PLAIN, 2 * (0.08 / 0.49 + 0.02 / 0.09) / 2),
+        ("intra_cv", MIXED, 2 * (0.245 / 0.3025 + 0.005 / 0.2025) / 2),
+        ("intra_cv", SURVIVORS, (0.02 / 0.09 + 0.02 / 0.04) / 2),
+        ("intra_cv", UNEQUAL, 0.01 / 0.04),
+    ],
+)
+def test_variance_by_hand(form, record, expected):
+    value = VARIANCES[form](gate_statistics(record))
+    assert value.shape == ()
+    assert value.item() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "record, expected",
+    [
+        # N · Σ P f, f = share + 1e-6
+        (PLAIN, 4 * (0.9 * 1 + 2e-6)),
+        (SURVIVORS, 4 * (0.4 * 1 + 1e-6)),  # 4 experts in play, not 6
+        (UNEQUAL, 4 * (0.4 * 1 + 1e-6)),
+        # one token each on experts 1 and 2: 4 · (0.5·1/2 + 0.4·1/2)
+        (record_of([[0.4, 0.3, 0.2, 0.1], [0.5, 0.2, 0.2, 0.1]], [1, 2], TWO_PAIRS), 4 * (0.45 + 2e-6)),
+    ],
+)
+def test_balance_by_hand(record, expected):
+    assert balance_loss(gate_statistics(record)).item() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("num_experts", [1, 4, 8])
+def test_uniform_routing_has_balance_T_and_no_variance(num_experts):
+    tokens = 8
+    record = record_of(
+        [[1 / num_experts] * num_experts] * tokens,
+        [t % num_experts for t in range(tokens)],
+        ExpertClusters(num_experts, max(1, num_experts // 4)),
+    )
+    statistics = gate_statistics(record)
+    assert balance_loss(statistics).item() == pytest.approx(tokens, rel=1e-4)
+    for form, variance in VARIANCES.items():
+        assert variance(statistics).item() == pytest.approx(0, abs=1e-12), form
+
+
+def test_gate_statistics_by_hand():
+    statistics = gate_statistics(UNEQUAL)
+    assert statistics.num_tokens == 1 and statistics.num_experts == 4
+    assert statistics.importance_S.tolist() == pytest.approx([0.4, 0.3, 0.2, 0.1])
+    assert statistics.load_S.tolist() == pytest.approx([1 + 1e-6, 1e-6, 1e-6, 1e-6])
+    in_clusters = cluster_moments(statistics)
+    assert in_clusters.size_C.tolist() == [1, 3]
+    assert in_clusters.mean_C.tolist() == pytest.approx([0.4, 0.2])
+    assert in_clusters.variance_C.tolist() == pytest.approx([0, 0.01])
+    assert gap(in_clusters, 1).item() == pytest.approx(0.2)
+
+
+def test_the_softmax_temperature_is_fixed():
+    # scores 0.07 and 0: p = sigmoid(±1)
+    routing = Routing(
+        ExpertClusters(2, 1), torch.arange(2), torch.tensor([[0.07, 0.0]]), torch.tensor([0]), torch.ones(1)
+    )
+    record = LayerRecord(0, routing, torch.tensor([1, 0]), torch.tensor(0))
+    assert gate_statistics(record).probabilities_TS[0].tolist() == pytest.approx([0.73105858, 0.26894142])
+
+
+def of_means(*means: float, sizes: tuple[float, ...] | None = None) -> ClusterMoments:
+    mean_C = torch.tensor(means)
+    return ClusterMoments(torch.tensor(sizes or (2.0,) * len(means)), mean_C, torch.zeros_like(mean_C))
+
+
+def test_clusters_without_experts_in_play_have_no_part_in_the_gap():
+    assert gap(of_means(0.7, 0.0, 0.0, sizes=(2.0, 0.0, 0.0)), 1) == 0
+    assert gap(of_means(0.7, 0.0, 0.2, sizes=(2.0, 0.0, 1.0)), 1).item() == pytest.approx(0.5)
+
+
+def test_one_cluster_has_no_gap():
+    assert gap(of_means(0.7), 1) == 0
+
+
+def test_gap_takes_the_two_largest():
+    assert gap(of_means(1.0, 5.0, 2.0, 4.0), 10).item() == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    "form, beta, variance",
+    [
+        ("intra", 0.5, 4 * 0.5 * 0.05),
+        ("intra", 0.0, 0.0),
+        ("global", 1.0, 4 * 0.26 / 3),
+        ("none", 1.0, 0.0),
+    ],
+)
+def test_gate_loss_by_hand(form, beta, variance):
+    balance, weighted = GateLoss(form, beta)(gate_statistics(PLAIN))
+    assert balance.item() == pytest.approx(4 * (0.9 + 2e-6))
+    assert weighted.item() == pytest.approx(variance)
+
+
+def test_gate_loss_counts_the_experts_in_play():
+    assert GateLoss("intra", 1.0)(gate_statistics(UNEQUAL))[1].item() == pytest.approx(4 * 0.01)
+
+
+def random_record(seed: int, tokens: int, repeat: int = 1, clusters: ExpertClusters = TWO_PAIRS) -> LayerRecord:
+    source = torch.Generator().manual_seed(seed)
+    rows = torch.rand(tokens, clusters.num_experts, generator=source, dtype=torch.float64) + 0.01
+    rows = rows / rows.sum(dim=-1, keepdim=True)
+    return record_of(rows.tolist() * repeat, rows.argmax(dim=-1).tolist() * repeat, clusters)
+
+
+@quick
+@given(st.integers(0, 1000), st.integers(1, 6), st.integers(2, 5))
+def test_growth_with_the_batch(seed, tokens, repeat):
+    once, repeated = gate_statistics(random_record(seed, tokens)), gate_statistics(random_record(seed, tokens, repeat))
+
+    def growth(loss):
+        return (loss(repeated) / loss(once)).item()
+
+    assert growth(balance_loss) == pytest.approx(repeat)
+    assert growth(VARIANCES["intra_cv"]) == pytest.approx(repeat)
+    for form in ("global", "intra", "intra_inter", "intra_inter_sorted"):
+        assert growth(VARIANCES[form]) == pytest.approx(repeat**2), form
+
+
+@quick
+@given(st.integers(0, 1000), st.integers(1, 6))
+def test_sorted_form_equals_clusters_that_follow_the_order(seed, tokens):
+    record = random_record(seed, tokens, clusters=ExpertClusters(6, 3))
+    order = gate_statistics(record).importance_S.argsort(descending=True)
+    rows = gate_statistics(record).probabilities_TS[:, order].tolist()
+    in_order = gate_statistics(record_of(rows, [0] * tokens, ExpertClusters(6, 3)))
+    expected = VARIANCES["intra_inter"](in_order).item()
+    assert VARIANCES["intra_inter_sorted"](in_order).item() == pytest.approx(expected)
+    assert VARIANCES["intra_inter_sorted"](gate_statistics(record)).item() == pytest.approx(expected)
+
+
+def with_scores(scores_TS: torch.Tensor, clusters: ExpertClusters = TWO_PAIRS) -> LayerRecord:
+    expert_T = scores_TS.argmax(dim=-1)
+    routing = Routing(clusters, torch.arange(clusters.num_experts), scores_TS, expert_T, torch.ones(len(scores_TS)))
+    return LayerRecord(0, routing, torch.bincount(expert_T, minlength=clusters.num_experts), torch.tensor(0))
+
+
+@pytest.mark.parametrize("form", sorted(set(VARIANCES) - {"none"}))
+def test_gradcheck(form):
+    scores_TS = 0.1 * torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    gate_loss = GateLoss(form, 0.5)
+    assert torch.autograd.gradcheck(
+        lambda scores: sum(gate_loss(gate_statistics(with_scores(scores)))), scores_TS.requires_grad_()
+    )
+
+
+def test_no_gradient_through_the_load():
+    scores_TS = torch.randn(5, 4, requires_grad=True)
+    statistics = gate_statistics(with_scores(scores_TS))
+    assert not statistics.load_S.requires_grad
+    # d L_bal / d P_i = N · f_i
+    (gradient_S,) = torch.autograd.grad(balance_loss(statistics), statistics.importance_S, retain_graph=True)
+    torch.testing.assert_close(gradient_S, 4 * statistics.load_S)
+    balance_loss(statistics).backward()
+    assert scores_TS.grad.any()
+
+
+@pytest.mark.parametrize("form", VARIANCES)
+def test_no_tokens(form):
+    scores_TS = torch.empty(0, 4, requires_grad=True)
+    total = sum(GateLoss(form)(gate_statistics(with_scores(scores_TS))))
+    assert total.item() == 0
+    total.backward()
+
+
+@pytest.mark.parametrize("form", VARIANCES)
+@pytest.mark.parametrize("low", [-6.0, -1e3], ids=["tiny", "underflow"])
+def test_a_cluster_that_nobody_wants_gives_finite_gradients(form, low):
+    """Dot products are unbounded, so the softmax of a cluster can vanish."""
+    for spread in (0.0, 0.01):
+        scores_TS = torch.tensor([[0.0, 0.1, low, low + spread]] * 64, requires_grad=True)
+        total = sum(GateLoss(form)(gate_statistics(with_scores(scores_TS))))
+        total.backward()
+        assert total.isfinite() and scores_TS.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("form", VARIANCES)
+def test_losses_are_at_least_float32(form, dtype):
+    # 4096 tokens that all want expert 0: P ≈ (4096, 0, 0, 0), whose variance is far above float16's 65504
+    scores_TS = torch.tensor([[1.0, -1.0, -1.0, -1.0]], dtype=dtype).repeat(4096, 1)
+    balance, variance = GateLoss(form)(gate_statistics(with_scores(scores_TS)))
+    assert balance.dtype == variance.dtype == torch.float32
+    assert balance.isfinite() and variance.isfinite()
+
+
+def test_unknown_form_is_refused_with_the_choices():
+    with pytest.raises(ValueError) as error:
+        GateLoss("inter")
+    assert str(error.value) == (
+        "--moec-variance is 'inter'; choose one of none, global, intra, intra_inter, intra_inter_sorted, intra_cv."
+    )
+
+
+def test_negative_weight_is_refused():
+    with pytest.raises(ValueError, match=r"--moec-variance-wt is -0\.5, .*; give 0 or more"):
+        GateLoss("intra", -0.5)
+
+
+@pytest.mark.parametrize("form", ["intra", "intra_inter", "intra_inter_sorted", "intra_cv"])
+def test_intra_forms_need_two_experts_in_a_cluster(form):
+    GateLoss(form).check_cluster(2)
+    with pytest.raises(ValueError) as error:
+        GateLoss(form).check_cluster(1)
+    message = str(error.value)
+    assert f"--moec-variance {form} compares the experts of a cluster" in message
+    assert "only 1 of them in play" in message
+    assert "fewer clusters (--moec-cluster-count)" in message and "a lower --moec-expert-dropout" in message
+
+
+@pytest.mark.parametrize("form", ["none", "global"])
+def test_other_forms_allow_one_expert_in_a_cluster(form):
+    GateLoss(form).check_cluster(1)

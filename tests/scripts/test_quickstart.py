@@ -1,0 +1,150 @@
+"""The real quickstart script on a small text of its own, with an interruption."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "scripts" / "quickstart.sh"
+WORDS = {
+    "open": "öffne", "close": "schließe", "copy": "kopiere", "move": "verschiebe", "the": "das", "a": "ein",
+    "file": "Buch", "picture": "Bild", "window": "Fenster", "now": "jetzt", "later": "später", "here": "hier",
+    "there": "dort", "red": "rote", "green": "grüne", "small": "kleine", "large": "große", "again": "wieder",
+}  # fmt: skip
+
+
+def write_text(prefix: Path, lines: int) -> None:
+    """Write pairs that differ in their words, so that the split by sentence finds enough of them."""
+    chance = random.Random(1)
+    english = [chance.choices(sorted(WORDS), k=chance.randint(3, 9)) for _ in range(lines)]
+    prefix.with_suffix(".en").write_text("".join(" ".join(words) + "\n" for words in english), encoding="utf-8")
+    prefix.with_suffix(".de").write_text(
+        "".join(" ".join(WORDS[word] for word in words) + "\n" for words in english), encoding="utf-8"
+    )
+
+
+def command(*options: str | Path) -> list[str]:
+    return ["bash", str(SCRIPT), "--active-env", "--cpu", *map(str, options)]
+
+
+def environment() -> dict[str, str]:
+    """The environment of this Python, active."""
+    return os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+def quickstart(*options: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*options), capture_output=True, text=True, env=environment(), timeout=300, stdin=subprocess.DEVNULL
+    )
+
+
+def only_line(result: subprocess.CompletedProcess[str]) -> str:
+    """The one sentence with which a failed command explains itself."""
+    assert result.returncode == 1, result.stdout + result.stderr
+    lines = [line for line in result.stderr.splitlines() if line and not line.endswith("lines/s]")]  # progress bars
+    assert len(lines) == 1, result.stderr
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("text with space")
+    write_text(folder / "train", 400)
+    write_text(folder / "test", 12)
+    write_text(folder / "valid", 12)
+    return folder
+
+
+def own(text: Path, work: Path, updates: int) -> list[str | Path]:
+    prefixes = [x for name in ("train", "valid", "test") for x in (f"--{name}-prefix", text / name)]
+    return [*prefixes, "--max-update", str(updates), "--work-dir", work]
+
+
+def interrupt_when(process: subprocess.Popen[str], condition: Path) -> None:
+    """Press Ctrl-C, as a terminal sends it to the whole group, once a file like this exists."""
+    deadline = time.monotonic() + 120
+    while not list(condition.parent.glob(condition.name)):
+        assert process.poll() is None and time.monotonic() < deadline, "the training never saved a checkpoint"
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+
+
+def updates_of_training(log: Path) -> list[int]:
+    return [int(n) for n in re.findall(r'train_inner .*"num_updates": "(\d+)"', log.read_text(encoding="utf-8"))]
+
+
+def test_interrupted_and_started_again_it_goes_on_and_finishes(text: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    first = subprocess.Popen(
+        command(*own(text, work, 24)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        start_new_session=True,
+    )
+    interrupt_when(first, work / "moec-seed1" / "checkpoint_last.pt")
+    out, err = first.communicate(timeout=60)
+    assert first.returncode == 130, out + err
+    assert "The same command goes on" in err
+    log = work / "moec-seed1" / "train.log"
+    done = max(updates_of_training(log))
+    assert done < 24
+
+    second = quickstart(*own(text, work, 24))
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "going on from update" in second.stdout
+    updates = updates_of_training(log)
+    assert updates[0] == 1 and updates[-1] == 24 and updates.count(1) == 1
+    assert len((work / "moec-seed1" / "translations" / "test.de").read_text(encoding="utf-8").splitlines()) == 12
+    assert {"bleu", "chrf"} <= json.loads((work / "moec-seed1" / "score" / "score.json").read_text()).keys()
+
+    before = {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.is_file()}
+    third = quickstart(*own(text, work, 24))
+    assert third.returncode == 0
+    assert third.stdout.count("done before") == 6
+    assert before == {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--bogus"], ["--bogus", "--help"]),
+        (["--target"], ["--target", "value"]),
+        (["--target", "tlh"], ["tlh", "de fr es nl"]),
+        (["--tier", "huge"], ["huge", "full small"]),
+        (["--model", "giant"], ["giant", "moec moec-nodropout moe dense"]),
+        (["--max-update", "0"], ["--max-update", "0"]),
+        (["--seed", "one"], ["--seed", "one"]),
+        (["--source", "fr"], ["fr", "--train-prefix"]),
+        (["--valid-prefix", "x"], ["--train-prefix"]),
+        (["--train-prefix", "/nowhere/text"], ["/nowhere/text.en", "missing or empty"]),
+    ],
+)
+def test_bad_option_is_explained_in_one_line(options: list[str], words: list[str]) -> None:
+    line = only_line(quickstart(*options))
+    assert all(word in line for word in words), line
+
+
+def test_different_numbers_of_lines_are_explained_in_one_line(tmp_path: Path) -> None:
+    write_text(tmp_path / "train", 40)
+    with (tmp_path / "train.de").open("a", encoding="utf-8") as file:
+        file.write("eine Zeile zu viel\n")
+    line = only_line(quickstart("--train-prefix", tmp_path / "train", "--work-dir", tmp_path / "work"))
+    assert "40" in line and "41" in line
+
+
+def test_help_lists_all_options() -> None:
+    result = quickstart("--help")
+    assert result.returncode == 0
+    options = re.findall(r"^    (--[a-z-]+)\) ", SCRIPT.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert options
+    assert all(option in result.stdout for option in options)

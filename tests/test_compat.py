@@ -1,0 +1,50 @@
+import argparse
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+import moec_fairseq.compat as compat
+
+
+class Evil:
+    """Runs code when it is unpickled the unsafe way."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return (open, (self.target, "w"))
+
+
+def test_safe_loader_reads_the_namespace_of_a_fairseq_checkpoint(tmp_path):
+    torch.save({"args": argparse.Namespace(arch="x")}, tmp_path / "checkpoint.pt")
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["args"].arch == "x"
+
+
+def test_safe_loader_still_refuses_code(tmp_path):
+    torch.save({"args": Evil(str(tmp_path / "ran"))}, tmp_path / "checkpoint.pt")
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_moe_encoder_layers_take_no_fused_path(build):
+    model = build("--encoder-moe-layers", "1").model
+    assert [getattr(layer, "can_use_fastpath", None) for layer in model.encoder.layers][0] is False
+    layer = torch.nn.Linear(1, 1)
+    compat.disable_fused_encoder_layer(layer)
+    assert layer.can_use_fastpath is False
+
+
+@pytest.mark.parametrize("sentences", [1, 7, 8, 12, 24, 25])
+@pytest.mark.parametrize("limits", [{"max_tokens": 40}, {"max_sentences": 1}, {"max_sentences": 16}])
+def test_batches_hold_every_sentence_once(sentences, limits):
+    from fairseq.data import data_utils
+
+    indices, sizes = np.arange(sentences)[::-1].copy(), np.full(sentences, 4)
+    batches = data_utils.batch_by_size(
+        indices, sizes.__getitem__, num_tokens_vec=sizes, required_batch_size_multiple=8, **limits
+    )
+    assert np.concatenate(batches).tolist() == indices.tolist()
