@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
 
+import numpy as np
 import torch
 from fairseq.data import data_utils
 
@@ -14,12 +15,16 @@ Batches = Callable[..., list[Any]]
 def allow_fairseq_checkpoints() -> None:
     """Let torch's safe loader read fairseq checkpoints.
 
-    Reason: a fairseq checkpoint holds an ``argparse.Namespace``; torch ≥ 2.6 loads with ``weights_only=True`` and
-    refuses it. Naming that one class keeps loading safe, where ``weights_only=False`` would let a checkpoint run code.
+    Reason: a fairseq checkpoint holds an ``argparse.Namespace``, and after ``--eval-bleu`` numpy arrays; torch ≥ 2.6
+    loads with ``weights_only=True`` and refuses them. Naming these keeps loading safe, where ``weights_only=False``
+    would let a checkpoint run code.
     """
     add_safe_globals = getattr(torch.serialization, "add_safe_globals", None)  # torch < 2.5 has none and needs none
     if add_safe_globals is not None:
-        add_safe_globals([argparse.Namespace])
+        # the functions that numpy's pickles name have moved between its versions
+        array, scalar = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
+        dtypes = {type(np.dtype(code)) for code in "?bhilqBHILQefd"}
+        add_safe_globals([argparse.Namespace, array, scalar, np.ndarray, np.dtype, *dtypes])
 
 
 def keep_last_batch(batch_by_size: Batches) -> Batches:

@@ -55,7 +55,10 @@ install_packages() { # install_packages [--constraint FILE]: everything setup.py
   run_logged "$log" "installing the build tools" "${pip[@]}" "${tools[@]}"
   run_logged "$log" "installing torch" "${pip[@]}" "${torch[@]}"
   python -c 'import fairseq' >/dev/null 2>&1 || check_compiler
-  # Built in this environment: in isolation pip would fetch a second torch, with CUDA, just to build fairseq.
+  # fairseq 0.12.2 lacks the sources of an extension that it only builds where it sees torch: it is built in isolation.
+  [[ " ${tools[*]} " != *" pip<24.1 "* ]] || run_logged "$log" "installing fairseq (built here, takes minutes)" \
+    "${pip[@]}" "fairseq==0.12.2" "numpy<1.24"
+  # fairseq-fixed is built in this environment: in isolation pip would fetch a second torch, with CUDA, just for that.
   run_logged "$log" "installing fairseq (built here, takes minutes) and the rest" \
     "${pip[@]}" --no-build-isolation -e "${root}[dev]"
 }

@@ -5,7 +5,7 @@
 #
 # Data: the messages of published Python packages, from English,
 #   --target de|fr|es|nl   into this language (default: de)
-#   --tier full|small      from all packages, or without the two largest: 75 MB to fetch instead of 182 (default: full)
+#   --tier full|small      from all packages, or without the two largest: 76 MB to fetch instead of 182 (default: full)
 # or your own text, one sentence per line, the same number of lines in both languages:
 #   --train-prefix P       train on P.SOURCE and P.TARGET, for example P.en and P.de
 #   --valid-prefix P       validate on this (default: about 1000 sentences held out of the training text)
@@ -198,6 +198,7 @@ train() {
   read -ra variant <<<"${variants[$model]}"
   echo "$max_update" >"$run/.updates"
   mend_checkpoints "$run"
+  # No thread that reads ahead (data buffer): still at work when the training ends, it can make fairseq abort.
   # Saved and validated eight times, not at every epoch: an interruption loses little, and an epoch of a short text is soon over.
   followed train "$max_update" "$run/train.log" "training" fairseq-train "$work/binary" \
     --user-dir "$root/moec_fairseq" --task translation --source-lang "$source_lang" --target-lang "$target" \
@@ -205,7 +206,7 @@ train() {
     --seed "$seed" --max-update "$max_update" --save-dir "$run" --tensorboard-logdir "$run/tensorboard" \
     --save-interval-updates "$every" --validate-interval-updates "$every" --keep-interval-updates 1 \
     --save-interval "$never" --validate-interval "$never" --no-epoch-checkpoints \
-    --log-format json --log-interval "$log_interval" --num-workers 0
+    --log-format json --log-interval "$log_interval" --num-workers 0 --data-buffer-size 0
 }
 
 translate() {

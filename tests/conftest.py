@@ -17,8 +17,10 @@ LETTERS = "abcdefghij"
 
 TINY = ("--user-dir", USER_DIR, "--cpu", "--arch", "moec_transformer_tiny", "--share-all-embeddings")
 CRITERION = ("--criterion", "moec_label_smoothed_cross_entropy", "--label-smoothing", "0.1")
-ADAM = ("--optimizer", "adam", "--adam-betas", "(0.9, 0.98)", "--lr", "5e-3", "--clip-norm", "1", "--num-workers", "0")
-SCHEDULE = ("--lr-scheduler", "inverse_sqrt", "--warmup-updates", "100", "--max-tokens", "1000", "--dropout", "0")
+ADAM = ("--optimizer", "adam", "--adam-betas", "(0.9, 0.98)", "--lr", "5e-3", "--clip-norm", "1")
+# Without the thread that reads ahead: it may still be at work when a training that stops inside an epoch exits
+DATA = ("--max-tokens", "1000", "--num-workers", "0", "--data-buffer-size", "0")
+SCHEDULE = ("--lr-scheduler", "inverse_sqrt", "--warmup-updates", "100", "--dropout", "0", *DATA)
 
 
 @dataclass(frozen=True)
