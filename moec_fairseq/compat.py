@@ -44,13 +44,14 @@ def keep_last_batch(batch_by_size: Batches) -> Batches:
     return all_batches
 
 
-def disable_fused_encoder_layer(layer: Any) -> None:
-    """Make an encoder layer of fairseq 0.12.2 compute step by step at evaluation.
+def disable_fused_encoder(encoder: Any) -> None:
+    """Make the encoder of fairseq 0.12.2 compute step by step at evaluation.
 
     Reason: its fused path knows no MoE block, and fails under torch ≥ 1.13 ("Mask Type should be defined").
     Later versions of fairseq have no such path.
     """
-    layer.can_use_fastpath = False
+    for layer in encoder.layers:
+        layer.can_use_fastpath = False
 
 
 allow_fairseq_checkpoints()

@@ -5,7 +5,6 @@ from typing import Any
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
 from torch import Tensor, nn
 
-from moec_fairseq.compat import disable_fused_encoder_layer
 from moec_fairseq.moe.layer import MoELayer
 
 
@@ -39,7 +38,6 @@ class InsertedEncoderLayer(TransformerEncoderLayerBase):
     def __init__(self, cfg: Any, moe: MoELayer) -> None:
         super().__init__(cfg)
         self.moe = moe
-        disable_fused_encoder_layer(self)
 
     def forward(self, x: Tensor, encoder_padding_mask: Tensor | None, attn_mask: Tensor | None = None) -> Tensor:
         """Map (L, B, D) to (L, B, D)."""
@@ -52,7 +50,6 @@ class ReplacedEncoderLayer(TransformerEncoderLayerBase):
     def __init__(self, cfg: Any, moe: MoELayer) -> None:
         super().__init__(cfg)
         _replace_feed_forward(self, moe)
-        disable_fused_encoder_layer(self)
 
     def forward(self, x: Tensor, encoder_padding_mask: Tensor | None, attn_mask: Tensor | None = None) -> Tensor:
         """Map (L, B, D) to (L, B, D)."""

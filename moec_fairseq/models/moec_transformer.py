@@ -10,6 +10,7 @@ from fairseq import utils
 from fairseq.models import register_model
 from fairseq.models.transformer import TransformerModelBase
 
+from moec_fairseq.compat import disable_fused_encoder
 from moec_fairseq.models.config import MoECTransformerConfig, add_options
 from moec_fairseq.models.layers import LAYOUTS
 from moec_fairseq.models.placement import moe_layer_indices
@@ -52,6 +53,7 @@ class MoECTransformerModel(TransformerModelBase):
         model: MoECTransformerModel = super().build_model(config.transformer_config(), task)
         if config.moe_expert_count != 0:
             model._place_moe_layers(config)
+        disable_fused_encoder(model.encoder)
         # the criterion, which fairseq builds from the same task, checks its options against the model's
         task.moec_model = model
         return model
