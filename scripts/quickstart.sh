@@ -272,8 +272,8 @@ Done in $(duration "$SECONDS"). Everything lies in $work:
   text/                      the sentences: train, valid, test
   pieces/                    the same cut into pieces, and the sentencepiece model
   binary/                    the same for fairseq, with the dictionary
-  $model-seed$seed/          checkpoints, train.log, tensorboard/
-  $model-seed$seed/translations/test.$target, $model-seed$seed/score/score.json
+  $(printf '%-26s' "$model-seed$seed/") checkpoints, train.log, tensorboard/
+  $(printf '%-26s' "") translations/test.$target, score/score.json
 
 Translate sentences of your own:
   $activate

@@ -72,7 +72,7 @@ def show_training(line: str, bar: "tqdm[Any]") -> None:
         else:
             tqdm.write(
                 f"  update {values['valid_num_updates']}, epoch {values['epoch']}: validation loss "
-                f"{values['valid_nll_loss']}, perplexity {values['valid_ppl']}, best loss {_best(values)}",
+                f"{values['valid_loss']} (best {_best(values)}), perplexity {values['valid_ppl']}",
                 file=bar.fp,
             )
             bar.update(int(values["valid_num_updates"]) - bar.n)
