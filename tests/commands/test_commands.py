@@ -90,7 +90,6 @@ def test_the_log_of_the_training(trained: Path) -> None:
 
 def test_tensorboard_has_the_router_figures(trained: Path) -> None:
     from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.record_writer import RecordWriter  # noqa: F401  (the format that is read below)
 
     tags = set()
     for file in (trained / "tensorboard").rglob("events.*"):
