@@ -93,5 +93,6 @@ physical_cores() { # physical_cores: how many this process may use; hyperthreads
 
 prepare "$@"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(physical_cores)}
-# Training on a CPU otherwise spends most of its time giving large temporaries back to the system and taking them again.
-export MALLOC_MMAP_THRESHOLD_=$((8 << 30)) MALLOC_TRIM_THRESHOLD_=$((8 << 30)) THP_MEM_ALLOC_ENABLE=1
+# Training on a CPU otherwise spends most of its time giving large temporaries back to the system and taking them again;
+# one arena, because those of other threads are too small for the temporaries of an expert.
+export MALLOC_MMAP_THRESHOLD_=$((8 << 30)) MALLOC_TRIM_THRESHOLD_=$((8 << 30)) MALLOC_ARENA_MAX=1 THP_MEM_ALLOC_ENABLE=1

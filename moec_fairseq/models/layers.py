@@ -20,9 +20,9 @@ class MoEFeedForward(nn.Module):
         self.padding_mask_BL: Tensor | None = None
 
     def forward(self, hidden_LBD: Tensor) -> Tensor:
-        """Return MoE(h) − h; fairseq adds its own residual."""
+        """Return what the block adds; fairseq adds it to its own residual."""
         padding_mask_BL, self.padding_mask_BL = self.padding_mask_BL, None
-        return self.moe(hidden_LBD, padding_mask_BL) - hidden_LBD
+        return self.moe.difference(hidden_LBD, padding_mask_BL)
 
 
 def _replace_feed_forward(layer: Any, moe: MoELayer) -> None:

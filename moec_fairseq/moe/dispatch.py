@@ -43,8 +43,8 @@ class LocalDispatcher:
             rank_T = torch.arange(len(sorted_T), device=sorted_T.device) - start_N[sorted_T]
             order_T = order_T[rank_T < capacity]
             counts_N = assigned_N.clamp(max=capacity)
-        return Dispatched(tokens_TD[order_T], order_T, counts_N, assigned_N)
+        return Dispatched(tokens_TD.index_select(0, order_T), order_T, counts_N, assigned_N)
 
-    def combine(self, outputs_AD: Tensor, dispatched: Dispatched, tokens_TD: Tensor) -> Tensor:
-        """Put the outputs in the places of their tokens, (T, D); tokens above capacity pass through unchanged."""
-        return tokens_TD.index_copy(0, dispatched.accepted_A, outputs_AD)
+    def combine(self, values_AD: Tensor, dispatched: Dispatched, num_tokens: int) -> Tensor:
+        """Put values in the places of their tokens, (T, D) for ``num_tokens``; 0 for tokens above capacity."""
+        return values_AD.new_zeros(num_tokens, values_AD.shape[1]).index_add(0, dispatched.accepted_A, values_AD)

@@ -1,13 +1,12 @@
 """The bank of expert networks."""
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Activation = Callable[[Tensor], Tensor]
+from moec_fairseq.moe.feed_forward import Activation, GroupedFeedForward
 
 
 class ExpertSublayer(nn.Module):
@@ -36,28 +35,19 @@ class ExpertSublayer(nn.Module):
 
     def forward(self, tokens_AD: Tensor, counts: list[int]) -> Tensor:
         """Apply expert i to its ``counts[i]`` tokens; ``tokens_AD`` is grouped by expert."""
-        # unbind, not indexing: its backward writes every expert's gradient once, where indexing would
-        # write a zero-filled gradient of all experts for each expert
-        parameters = zip(
-            *(
-                p.unbind(0)
-                for p in (self.norm_weight_ND, self.norm_bias_ND, self.w1_NFD, self.b1_NF, self.w2_NDF, self.b2_ND)
-            ),
-            strict=True,
-        )
-        # an empty batch still passes through all experts: every parameter gets a gradient on every rank
-        empty = len(tokens_AD) == 0
-        return torch.cat(
-            [
-                self._one_expert(x, *own)
-                for x, own in zip(tokens_AD.split(counts), parameters, strict=True)
-                if empty or len(x)
-            ]
-        )
+        norm = (self.norm_weight_ND, self.norm_bias_ND)
+        # autocast knows no products inside of an autograd function
+        dtype = matmul_dtype(tokens_AD)
+        linear = (p.to(dtype) for p in (self.w1_NFD, self.b1_NF, self.w2_NDF, self.b2_ND))
+        keep = torch.is_grad_enabled()
+        with torch.autocast(tokens_AD.device.type, enabled=False):
+            return tokens_AD + GroupedFeedForward.apply(self.activation, counts, keep, tokens_AD, *norm, *linear)
 
-    def _one_expert(self, x: Tensor, g: Tensor, b: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
-        hidden = self.activation(F.linear(F.layer_norm(x, x.shape[-1:], g, b), w1, b1))
-        return x + F.linear(hidden, w2, b2)
+
+def matmul_dtype(tensor: Tensor) -> torch.dtype:
+    """Return the dtype of products of ``tensor`` here: its own, or that of autocast."""
+    one = tensor.new_empty(1, 1)
+    return torch.mm(one, one).dtype
 
 
 class Experts(nn.Module):

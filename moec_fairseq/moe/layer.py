@@ -71,19 +71,24 @@ class MoELayer(nn.Module):
 
     def forward(self, hidden_LBD: Tensor, padding_mask_BL: Tensor | None = None) -> Tensor:
         """Send every token through its expert; padding (True in the mask) passes unchanged and counts nowhere."""
+        return hidden_LBD + self.difference(hidden_LBD, padding_mask_BL)
+
+    def difference(self, hidden_LBD: Tensor, padding_mask_BL: Tensor | None = None) -> Tensor:
+        """Return y − h = α·(E(h) − h), (L, B, D); 0 for padding and for tokens above capacity."""
         hidden_PD = hidden_LBD.reshape(-1, hidden_LBD.shape[-1])
         if padding_mask_BL is None:
-            return self._route_tokens(hidden_PD).view_as(hidden_LBD)
+            return self._difference(hidden_PD).view_as(hidden_LBD)
         token_T = (~padding_mask_BL).t().reshape(-1).nonzero().squeeze(1)
-        return hidden_PD.index_copy(0, token_T, self._route_tokens(hidden_PD[token_T])).view_as(hidden_LBD)
+        difference_TD = self._difference(hidden_PD.index_select(0, token_T))
+        return torch.zeros_like(hidden_PD).index_add(0, token_T, difference_TD).view_as(hidden_LBD)
 
-    def _route_tokens(self, tokens_TD: Tensor) -> Tensor:
+    def _difference(self, tokens_TD: Tensor) -> Tensor:
         routing = self.router(tokens_TD, self.experts_in_play(tokens_TD.device))
         capacity = max(1, int(self.capacity_factor * len(tokens_TD))) if self.training else None
         dispatched = self.dispatcher.dispatch(tokens_TD, routing.expert_T, capacity)
         outputs_AD = self.experts(dispatched.tokens_AD, dispatched.counts_N)
-        mix_A1 = routing.mix_T[dispatched.accepted_A].unsqueeze(-1).to(tokens_TD.dtype)
-        mixed_AD = dispatched.tokens_AD + mix_A1 * (outputs_AD.to(tokens_TD.dtype) - dispatched.tokens_AD)
+        mix_A1 = routing.mix_T.index_select(0, dispatched.accepted_A).unsqueeze(-1).to(tokens_TD.dtype)
+        difference_AD = mix_A1 * (outputs_AD.to(tokens_TD.dtype) - dispatched.tokens_AD)
         overflow = (dispatched.assigned_N - dispatched.counts_N).sum()
         self.book.add(LayerRecord(self.layer, routing, dispatched.assigned_N, overflow))
-        return self.dispatcher.combine(mixed_AD, dispatched, tokens_TD)
+        return self.dispatcher.combine(difference_AD, dispatched, len(tokens_TD))

@@ -36,18 +36,19 @@ def test_capacity_keeps_the_first_tokens_of_each_expert():
     assert dispatched.assigned_N.tolist() == [2, 1, 0, 3]
 
 
-def test_tokens_above_capacity_pass_through():
-    tokens_TD, dispatched = dispatch([3, 0, 3, 3], capacity=2)
-    outputs = LocalDispatcher(EXPERTS).combine(dispatched.tokens_AD * 100, dispatched, tokens_TD)
-    assert outputs[:, 0].tolist() == [0, 100, 200, 3]
+def test_tokens_above_capacity_get_nothing():
+    _, dispatched = dispatch([3, 0, 3, 3], capacity=2)
+    outputs = LocalDispatcher(EXPERTS).combine(dispatched.tokens_AD * 100 + 7, dispatched, 4)
+    assert outputs[:, 0].tolist() == [7, 107, 207, 0]
 
 
 @quick
 @given(assignments, capacities)
-def test_dispatch_then_combine_is_the_identity(chosen, capacity):
+def test_dispatch_then_combine_brings_accepted_tokens_back(chosen, capacity):
     tokens_TD, dispatched = dispatch(chosen, capacity)
-    outputs_TD = LocalDispatcher(EXPERTS).combine(dispatched.tokens_AD, dispatched, tokens_TD)
-    assert torch.equal(outputs_TD, tokens_TD)
+    accepted_T1 = torch.isin(torch.arange(len(chosen)), dispatched.accepted_A).unsqueeze(-1)
+    outputs_TD = LocalDispatcher(EXPERTS).combine(dispatched.tokens_AD, dispatched, len(chosen))
+    assert torch.equal(outputs_TD, tokens_TD * accepted_T1)
 
 
 @quick
@@ -55,8 +56,7 @@ def test_dispatch_then_combine_is_the_identity(chosen, capacity):
 def test_no_token_is_lost_or_doubled(chosen):
     tokens_TD, dispatched = dispatch(chosen)
     assert sorted(dispatched.accepted_A.tolist()) == list(range(len(chosen)))
-    # combine writes every place: the tokens given to it for passing through are all overwritten
-    outputs_TD = LocalDispatcher(EXPERTS).combine(dispatched.tokens_AD, dispatched, torch.full_like(tokens_TD, -1e9))
+    outputs_TD = LocalDispatcher(EXPERTS).combine(dispatched.tokens_AD, dispatched, len(chosen))
     assert torch.equal(outputs_TD, tokens_TD)
 
 
@@ -77,10 +77,10 @@ def test_empty_batch(capacity):
     tokens_TD, dispatched = dispatch([], capacity)
     assert dispatched.tokens_AD.shape == (0, 2)
     assert dispatched.counts_N.tolist() == dispatched.assigned_N.tolist() == [0] * EXPERTS
-    assert LocalDispatcher(EXPERTS).combine(dispatched.tokens_AD, dispatched, tokens_TD).shape == (0, 2)
+    assert LocalDispatcher(EXPERTS).combine(dispatched.tokens_AD, dispatched, 0).shape == (0, 2)
 
 
 def test_combine_does_not_change_its_input():
     tokens_TD, dispatched = dispatch([1, 0])
-    LocalDispatcher(EXPERTS).combine(dispatched.tokens_AD * 100, dispatched, tokens_TD)
+    LocalDispatcher(EXPERTS).combine(dispatched.tokens_AD, dispatched, 2).mul_(100)
     assert torch.equal(tokens_TD, numbered_tokens(2))

@@ -1,0 +1,105 @@
+"""The feed-forward blocks of many experts, computed and differentiated expert by expert."""
+
+from collections.abc import Callable
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from moec_fairseq.moe.products import product
+from moec_fairseq.moe.threads import for_each_expert
+
+Activation = Callable[[Tensor], Tensor]
+NORM_EPS = 1e-5  # nn.LayerNorm's own
+
+
+def _segments(counts: list[int]) -> list[slice]:
+    """Return where the tokens of each expert are."""
+    return [slice(end - count, end) for end, count in zip(accumulate(counts), counts, strict=True)]
+
+
+class GroupedFeedForward(torch.autograd.Function):
+    """W2·act(W1·LayerNorm(x) + b1) + b2 with the weights of each token's expert.
+
+    Autograd through a loop over experts would write every gradient twice, once for each expert and once into the
+    stack of all, and could not run experts side by side. Here each gradient goes straight to its place, and the
+    tensors of an expert stay in the cache from its first product to its last.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        activation: Activation,
+        counts: list[int],
+        keep: bool,
+        tokens_AD: Tensor,
+        *parameters: Tensor,
+    ) -> Tensor:
+        """Return the outputs of the blocks, (A, D).
+
+        Args:
+            ctx: autograd's.
+            activation: the non-linearity.
+            counts: tokens of each expert.
+            keep: keep what the backward pass needs.
+            tokens_AD: tokens grouped by expert.
+            parameters: (N, D) weight and (N, D) bias of the LayerNorm, (N, F, D) W1, (N, F) b1, (N, D, F) W2, (N, D)
+                b2; the four last have the dtype of the products, which is that of the result.
+        """
+        outputs_AD = torch.empty_like(tokens_AD, dtype=parameters[-1].dtype)
+        segments = _segments(counts)
+        kept: dict[int, tuple[Tensor, ...]] = {}
+
+        def work(i: int) -> None:
+            with torch.no_grad():
+                norm_weight, norm_bias, w1, b1, w2, b2 = (p[i] for p in parameters)
+                own = tokens_AD[segments[i]]
+                x, mean, rstd = torch.native_layer_norm(own, own.shape[-1:], norm_weight, norm_bias, NORM_EPS)
+                x = x.to(w1.dtype)
+                hidden = product(x, w1).add_(b1)
+                torch.add(product(activation(hidden), w2), b2, out=outputs_AD[segments[i]])
+                if keep:
+                    kept[i] = (x, mean, rstd, hidden)
+
+        for_each_expert(work, counts, tokens_AD.device)
+        ctx.save_for_backward(tokens_AD, *parameters)
+        ctx.activation, ctx.counts, ctx.kept = activation, counts, kept
+        return outputs_AD
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_outputs_AD: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients; those of experts without tokens are 0."""
+        tokens_AD, *parameters = ctx.saved_tensors
+        d_tokens_AD = torch.empty_like(tokens_AD)
+        gradients = [torch.empty_like(p) for p in parameters]
+        segments = _segments(ctx.counts)
+
+        def work(i: int) -> None:
+            with torch.no_grad():
+                norm_weight, norm_bias, w1, _, w2, _ = (p[i] for p in parameters)
+                d_norm_weight, d_norm_bias, d_w1, d_b1, d_w2, d_b2 = (g[i] for g in gradients)
+                own, d_y = tokens_AD[segments[i]], d_outputs_AD[segments[i]]
+                x, mean, rstd, hidden = ctx.kept[i]
+                # the activation is computed again: that costs less than the memory for its result
+                with torch.enable_grad():
+                    activated = ctx.activation(hidden.requires_grad_())
+                torch.sum(d_y, 0, out=d_b2)
+                torch.mm(d_y.t(), activated.detach(), out=d_w2)
+                (d_hidden,) = torch.autograd.grad(activated, hidden, product(d_y, w2.t()))
+                torch.sum(d_hidden, 0, out=d_b1)
+                torch.mm(d_hidden.t(), x, out=d_w1)
+                d_x = product(d_hidden, w1.t()).to(own.dtype)
+                results = torch.ops.aten.native_layer_norm_backward(
+                    d_x, own, own.shape[-1:], mean, rstd, norm_weight, norm_bias, [True, True, True]
+                )
+                for place, result in zip((d_tokens_AD[segments[i]], d_norm_weight, d_norm_bias), results, strict=True):
+                    place.copy_(result)
+
+        for i in (i for i, count in enumerate(ctx.counts) if count == 0):
+            for gradient in gradients:
+                gradient[i].zero_()
+        for_each_expert(work, ctx.counts, tokens_AD.device)
+        return (None, None, None, d_tokens_AD, *gradients)

@@ -1,0 +1,84 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from moec_fairseq.moe.experts import ExpertSublayer
+from moec_fairseq.moe.feed_forward import GroupedFeedForward
+
+from .stubs import randomise
+
+ACTIVATIONS = [F.relu, F.gelu, torch.tanh, lambda x: x, lambda x: F.relu(x).square()]
+
+
+def autograd_loop(block, tokens, counts):
+    """The same block, as autograd makes it."""
+    outputs = []
+    for i, x in enumerate(tokens.split(counts)):
+        h = F.layer_norm(x, x.shape[-1:], block.norm_weight_ND[i], block.norm_bias_ND[i])
+        h = block.activation(F.linear(h, block.w1_NFD[i], block.b1_NF[i]))
+        outputs.append(x + F.linear(h, block.w2_NDF[i], block.b2_ND[i]))
+    return torch.cat(outputs)
+
+
+def gradients(function, block, tokens, counts):
+    block.zero_grad()
+    tokens = tokens.clone().requires_grad_()
+    outputs = function(tokens, counts)
+    (outputs * torch.linspace(-1, 1, outputs.numel()).view_as(outputs)).sum().backward()
+    return outputs.detach(), tokens.grad, *[p.grad.clone() for p in block.parameters()]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("counts", [[2, 0, 3, 1], [90, 60, 0, 70], [5, 300, 40, 40], [0, 0, 0, 7]])
+def test_against_autograd(activation, counts):
+    block = ExpertSublayer(4, 6, 10, activation)
+    randomise(block)
+    tokens = torch.randn(sum(counts), 6)
+    ours = gradients(block, block, tokens, counts)
+    theirs = gradients(lambda x, c: autograd_loop(block, x, c), block, tokens, counts)
+    for name, a, b in zip(["outputs", "tokens", *dict(block.named_parameters())], ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS[1:3])
+def test_gradcheck(activation):
+    block = ExpertSublayer(3, 4, 5, activation).double()
+    randomise(block)
+    tokens = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+
+    def function(tokens, *parameters):
+        return GroupedFeedForward.apply(activation, [2, 0, 4], True, tokens, *parameters)
+
+    assert torch.autograd.gradcheck(function, (tokens, *block.parameters()))
+
+
+def test_nothing_is_kept_without_gradients():
+    block = ExpertSublayer(2, 4, 5, F.relu)
+    with torch.no_grad():
+        outputs = block(torch.randn(3, 4), [1, 2])
+    assert outputs.grad_fn is None
+    assert block(torch.randn(3, 4), [1, 2]).requires_grad
+
+
+def test_autocast_computes_in_its_dtype_and_keeps_that_of_the_stream():
+    block = ExpertSublayer(2, 16, 32, F.relu)
+    randomise(block)
+    tokens = torch.randn(7, 16, requires_grad=True)
+    exact = block(tokens, [3, 4])
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = block(tokens, [3, 4])
+    assert rounded.dtype == torch.float32
+    difference = (rounded - exact).abs().max() / exact.abs().max()
+    assert 1e-5 < difference < 3e-2
+    rounded.sum().backward()
+    assert block.w1_NFD.grad.dtype == torch.float32 and block.w1_NFD.grad.any()
+
+
+def test_forward_and_backward_of_a_model_in_bfloat16():
+    block = ExpertSublayer(2, 16, 32, F.relu).bfloat16()
+    randomise(block)
+    tokens = torch.randn(7, 16, dtype=torch.bfloat16, requires_grad=True)
+    outputs = block(tokens, [3, 4])
+    outputs.sum().backward()
+    assert outputs.dtype == tokens.grad.dtype == block.w2_NDF.grad.dtype == torch.bfloat16
+    assert block.w2_NDF.grad.any()
