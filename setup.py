@@ -27,14 +27,16 @@ setup(
         'numpy>=1.21.3,<1.24; python_version < "3.11"',
         "torch>=1.13",
         "fairscale==0.4.13",
+        "matplotlib>=3.6",
         "polib>=1.2",
         "sacrebleu>=2.3",
         "sentencepiece>=0.1.99",
+        "tabulate>=0.9",
         "tensorboardX>=2.6",
         "tqdm>=4.60",
     ],
     extras_require={
-        "dev": ["hypothesis>=6", "mypy>=1.8", "pytest>=7", "ruff>=0.5", "types-tqdm"],
+        "dev": ["hypothesis>=6", "mypy>=1.8", "pytest>=7", "ruff>=0.5", "types-tabulate", "types-tqdm"],
     },
     classifiers=[
         "License :: OSI Approved :: MIT License",

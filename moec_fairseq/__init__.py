@@ -3,3 +3,4 @@
 from moec_fairseq import compat as compat
 from moec_fairseq import criterions as criterions
 from moec_fairseq import models as models
+from moec_fairseq import optim as optim

@@ -1,0 +1,207 @@
+"""The train and generate suites: whole models, dense and sparse, of the same active size, in one process."""
+
+import logging
+import random
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+import torch
+from fairseq import options, tasks
+from fairseq.data import Dictionary, LanguagePairDataset
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.trainer import Trainer
+
+import moec_fairseq
+from moec_fairseq.bench.report import Row, Target, rows_of
+from moec_fairseq.bench.sizes import ModelSizes
+from moec_fairseq.bench.timing import Contender, Times, interleave
+
+DENSE = (
+    "--moe-expert-count",
+    "1",
+    "--moec-cluster-count",
+    "1",
+    "--moec-variance",
+    "none",
+    "--moec-expert-dropout",
+    "0",
+)
+TRAINING = (
+    "--user-dir", moec_fairseq.__path__[0], "--task", "translation", "-s", "src", "-t", "tgt",
+    "--criterion", "moec_label_smoothed_cross_entropy", "--label-smoothing", "0.1",
+    "--optimizer", "adam", "--adam-betas", "(0.9, 0.98)", "--lr", "1e-9", "--clip-norm", "1.0", "--no-save",
+    "--seed", "1", "--max-tokens-valid", "100",
+)  # fmt: skip
+
+
+def sparse(experts: int) -> tuple[str, ...]:
+    """Return the options of a MoEC model without expert dropout, so that all experts have work."""
+    clusters = max(1, experts // 8) if experts > 8 else max(1, experts // 2)
+    return ("--moe-expert-count", f"{experts}", "--moec-cluster-count", f"{clusters}", "--moec-expert-dropout", "0")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A built model and what trains it."""
+
+    task: Any
+    trainer: Any
+    batches: list[dict[str, Any]]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _data(task: Any, sentences: int, length: int, seed: int) -> LanguagePairDataset:
+    """Return random sentences of up to twice ``length`` words."""
+    source = random.Random(seed)
+    dictionary = task.source_dictionary
+
+    def sentence() -> torch.Tensor:
+        words = source.randint(max(1, length // 2), length + length // 2)
+        ids = [source.randrange(dictionary.nspecial, len(dictionary)) for _ in range(words)]
+        return torch.tensor([*ids, dictionary.eos()])
+
+    sides = [[sentence() for _ in range(sentences)] for _ in range(2)]
+    lengths = [torch.tensor([len(s) for s in side]).numpy() for side in sides]
+    return LanguagePairDataset(
+        sides[0], lengths[0], dictionary, sides[1], lengths[1], dictionary, left_pad_source=False, shuffle=False
+    )
+
+
+def build(folder: Path, flags: tuple[str, ...], sizes: ModelSizes, device: torch.device) -> Setup:
+    """Build task, model, criterion and trainer as fairseq-train does, and two batches."""
+    dictionary = Dictionary()
+    for word in range(sizes.vocabulary):
+        dictionary.add_symbol(f"w{word}")
+    for language in ("src", "tgt"):
+        dictionary.save(str(folder / f"dict.{language}.txt"))
+    hardware = () if device.type == "cuda" else ("--cpu",)
+    arguments = [str(folder), "--arch", sizes.arch, "--max-tokens", str(sizes.max_tokens), *TRAINING, *flags, *hardware]
+    torch.manual_seed(1)
+    with _quiet():
+        config = convert_namespace_to_omegaconf(
+            options.parse_args_and_arch(options.get_training_parser(), input_args=arguments)
+        )
+        task = tasks.setup_task(config.task)
+        model = task.build_model(config.model)
+        trainer = Trainer(config, task, model, task.build_criterion(config.criterion))
+    data = _data(task, 2 * max(1, sizes.max_tokens // sizes.length), sizes.length, seed=1)
+    batches = []
+    start = used = 0
+    for end in range(len(data)):
+        used += int(data.sizes[end].max())
+        if used > sizes.max_tokens:
+            batches.append(data.collater([data[i] for i in range(start, end)]))
+            start, used = end, int(data.sizes[end].max())
+    assert batches
+    return Setup(task, trainer, batches[:2])
+
+
+def train(sizes: ModelSizes, device: torch.device) -> tuple[list[Row], list[Target]]:
+    """Time training steps: forward, backward, clipping, optimizer; and the optimizer's share of them."""
+    few, many = sizes.experts
+    flags = {
+        "dense": DENSE,
+        f"moec {few}": sparse(few),
+        f"moec {many}": sparse(many),
+        f"moec {many} fused_adam": (*sparse(many), "--optimizer", "fused_adam"),
+    }
+    in_optimizer: dict[str, list[float]] = {name: [] for name in flags}
+    with TemporaryDirectory() as folder:
+        setups = {name: build(Path(folder), own, sizes, device) for name, own in flags.items()}
+    contenders = {}
+    for name, setup in setups.items():
+        _time_optimizer(setup.trainer, in_optimizer[name], device)
+        contenders[name] = Contender(_step(setup))
+    case = f"{sizes.arch}, {sizes.max_tokens} tokens a batch"
+    with _quiet():
+        times = interleave(f"train {case}", contenders, sizes.repeats, sizes.warmup, device)
+    tokens = setups["dense"].batches[0]["ntokens"]
+    meant = dict(zip(flags, ((0, tokens), (few, tokens), (many, tokens), (many, tokens)), strict=True))
+    rows = rows_of("train", case, times, meant)
+    by_name = {row.contender: row for row in rows}
+    targets = [
+        Target("training speed of 8 experts / dense", 1 / by_name[f"moec {few}"].time_ratio.median, 0.85, at_most=False)
+    ]
+    for name, seconds in in_optimizer.items():
+        parts = {"step": times[name], "its optimizer": Times(seconds[-sizes.repeats :], [0.0] * sizes.repeats)}
+        rows += rows_of("train", f"share of the optimizer, {name}", parts, dict.fromkeys(parts, meant[name]))
+    return rows, targets
+
+
+def _step(setup: Setup) -> Callable[[], None]:
+    def step() -> None:
+        setup.trainer.train_step(setup.batches[:1])
+
+    return step
+
+
+def _time_optimizer(trainer: Any, seconds: list[float], device: torch.device) -> None:
+    optimizer = trainer.optimizer
+    step = optimizer.step
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        start = perf_counter()
+        result = step(*args, **kwargs)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(perf_counter() - start)
+        return result
+
+    optimizer.step = timed
+
+
+def generate(sizes: ModelSizes, device: torch.device) -> tuple[list[Row], list[Target]]:
+    """Time beam search with 5 hypotheses; all models write translations of the same length."""
+    few, many = sizes.experts
+    flags = {"dense": DENSE, f"moec {few}": sparse(few), f"moec {many}": sparse(many)}
+    search = {"beam": 5, "max_len_a": 0, "max_len_b": sizes.length, "min_len": sizes.length}
+    contenders = {}
+    with TemporaryDirectory() as folder:
+        for name, own in flags.items():
+            setup = build(Path(folder), own, sizes, device)
+            model = setup.trainer.model.eval()
+            _give_experts_a_say(model)
+            data = _data(setup.task, sizes.sentences, sizes.length, seed=2)
+            sample = data.collater([data[i] for i in range(len(data))])
+            sample = setup.trainer._prepare_sample(sample)[0]
+            generator = setup.task.build_generator([model], Namespace(**search))
+            contenders[name] = Contender(_translate(setup.task, generator, model, sample))
+    case = f"{sizes.arch}, beam 5, {sizes.sentences} sentences of {sizes.length} tokens"
+    times = interleave(f"generate {case}", contenders, sizes.repeats, sizes.warmup, device)
+    tokens = sizes.sentences * sizes.length
+    rows = rows_of(
+        "generate", case, times, {"dense": (0, tokens), f"moec {few}": (few, tokens), f"moec {many}": (many, tokens)}
+    )
+    speed = 1 / {row.contender: row for row in rows}[f"moec {many}"].time_ratio.median
+    return rows, [Target(f"speed of beam search, {many} experts / dense", speed, 0.85, at_most=False)]
+
+
+def _give_experts_a_say(model: Any) -> None:
+    """New experts are the identity; trained ones are not."""
+    for layer in model.moe_layers:
+        for block in layer.experts.sublayers:
+            torch.nn.init.normal_(block.w2_NDF, std=0.02)
+
+
+def _translate(task: Any, generator: Any, model: Any, sample: dict[str, Any]) -> Callable[[], None]:
+    def translate() -> None:
+        task.inference_step(generator, [model], sample)
+
+    return translate

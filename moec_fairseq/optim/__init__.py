@@ -1,0 +1,3 @@
+"""Optimizers, registered with fairseq."""
+
+from moec_fairseq.optim import fused_adam as fused_adam

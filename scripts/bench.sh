@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# How fast it is: ratios, medians and spread of 7 interleaved repeats, peak memory.
+#
+# Usage: bash scripts/bench.sh [--active-env] [layer|train|generate|prepare|all] [--json FILE] [--size small] [--device cpu|cuda]
+#
+#   layer          our layer against a dense block of the same active size and fairscale's MOELayer; its parts; bfloat16
+#   train          training steps of whole models, and the optimizer's share of them
+#   generate       beam search with whole models
+#   prepare        from raw text to pieces
+#   --json FILE    write every repeat to FILE, and a picture of time and memory beside it
+#   --size small   tiny sizes, which only show that it runs
+#   --device       a GPU is used if there is one
+#   --active-env   use the environment that is active now instead of .venv in the checkout
+#   --help         show this text
+#
+# Example: bash scripts/bench.sh layer --json layer.json
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$root/scripts/ui.sh"
+environment=()
+case ${1:-} in
+  --help | -h) usage "${BASH_SOURCE[0]}"; exit ;;
+  --active-env) environment=(--active-env); shift ;;
+esac
+arguments=("$@")
+set --
+source "$root/scripts/env.sh" ${environment[@]+"${environment[@]}"}
+# What fairscale warns about concerns its own code; torch's profiler reports each of its starts.
+export PYTHONWARNINGS=ignore KINETO_LOG_LEVEL=99
+exec python -m moec_fairseq.bench ${arguments[@]+"${arguments[@]}"}
