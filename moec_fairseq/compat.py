@@ -7,9 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from fairseq import utils
 from fairseq.data import data_utils
+from fairseq.optim.fp16_optimizer import FP16Optimizer
+from fairseq.tasks import FairseqTask
+from torch import Tensor
+
+from moec_fairseq.moe.ranks import sum_over_ranks
 
 Batches = Callable[..., list[Any]]
+ClipGradNorm = Callable[..., Tensor]
 
 
 def allow_fairseq_checkpoints() -> None:
@@ -54,5 +61,73 @@ def disable_fused_encoder(encoder: Any) -> None:
         layer.can_use_fastpath = False
 
 
+def clip_experts_too(clip_grad_norm_: ClipGradNorm) -> ClipGradNorm:
+    """Make the norm that gradients are clipped by that of shared parameters and the experts of all ranks.
+
+    Reason: fairseq leaves parameters marked ``expert`` out of the norm, but scales them by it; the norm of the same
+    batch would depend on the number of ranks.
+    """
+
+    @wraps(clip_grad_norm_)
+    def clip(params: Any, max_norm: float, aggregate_norm_fn: Any = None) -> Tensor:
+        params = [params] if isinstance(params, Tensor) else list(params)
+        experts = [p for p in params if hasattr(p, "expert")]
+        if not experts:
+            return clip_grad_norm_(params, max_norm, aggregate_norm_fn)
+
+        def with_experts(norm: Tensor) -> Tensor:
+            # each expert is counted by all of its holders
+            squares = [norm.new_zeros(())] + [
+                p.grad.float().square().sum() / p.expert for p in experts if p.grad is not None
+            ]
+            if aggregate_norm_fn is not None:
+                norm = aggregate_norm_fn(norm)
+            return (norm.float().square() + sum_over_ranks(torch.stack(squares).sum())).sqrt()
+
+        return clip_grad_norm_(params, max_norm, with_experts)
+
+    return clip
+
+
+def keep_expert_marks(build_fp32_params: Callable[..., Any]) -> Callable[..., Any]:
+    """Give the float32 copies of parameters the same mark ``expert``.
+
+    Reason: fairseq marks them with True, but clipping needs to know how many ranks hold the same expert.
+    """
+
+    @wraps(build_fp32_params)
+    def build(cls: Any, args: Any, params: Sequence[Any], flatten: bool = True) -> Any:
+        params = list(params)
+        copies = build_fp32_params(args, params, flatten=flatten)
+        if not flatten:
+            for parameter, copy in zip(params, copies, strict=True):
+                if hasattr(parameter, "expert"):
+                    copy.expert = parameter.expert
+        return copies
+
+    return build
+
+
+def tell_of_dummy_batches(train_step: Callable[..., Any]) -> Callable[..., Any]:
+    """Set ``is_dummy_batch`` of criterions that have it.
+
+    Reason: a rank that has run out of data gets a batch whose gradient fairseq ignores, so that ranks stay in step.
+    Only the task hears of it, but its tokens must not enter the sums that the router losses of all ranks are made of.
+    """
+
+    @wraps(train_step)
+    def step(
+        task: Any, sample: Any, model: Any, criterion: Any, optimizer: Any, update_num: int, ignore_grad: bool = False
+    ) -> Any:
+        if hasattr(criterion, "is_dummy_batch"):
+            criterion.is_dummy_batch = ignore_grad
+        return train_step(task, sample, model, criterion, optimizer, update_num, ignore_grad)
+
+    return step
+
+
 allow_fairseq_checkpoints()
+FairseqTask.train_step = tell_of_dummy_batches(FairseqTask.train_step)
+utils.clip_grad_norm_ = clip_experts_too(utils.clip_grad_norm_)
+FP16Optimizer.build_fp32_params = classmethod(keep_expert_marks(FP16Optimizer.build_fp32_params))
 data_utils.batch_by_size = keep_last_batch(data_utils.batch_by_size)

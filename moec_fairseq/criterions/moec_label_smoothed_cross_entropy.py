@@ -1,6 +1,6 @@
 """Label-smoothed cross-entropy with the losses of the MoEC router."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +13,9 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
 from fairseq.dataclass import ChoiceEnum
 from fairseq.logging import metrics
 
-from moec_fairseq.moe.losses import VARIANCES, GateLoss, gate_statistics
+from moec_fairseq.moe.losses import VARIANCES, GateLoss, gate_statistics, over_ranks, share_of_rank
 from moec_fairseq.moe.metrics import PER_EXPERT, PER_LAYER, averages, layer_sums, model_sums
+from moec_fairseq.moe.ranks import sum_over_ranks
 from moec_fairseq.moe.records import LayerRecord
 
 PREFIX = "moe_"
@@ -69,6 +70,8 @@ class MoECLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion)
         for layer in model.moe_layers:
             self.gate_loss.check_cluster(layer.dropout.fewest_survivors_in_a_cluster(layer.router.clusters))
         self.num_layers = len(model.moe_layers)
+        self.world_size = model.world_size
+        self.is_dummy_batch = False  # set by moec_fairseq.compat
         self.num_experts = model.moe_layers[0].router.clusters.num_experts if model.moe_layers else 0
 
     def forward(self, model: Any, sample: dict[str, Any], reduce: bool = True) -> tuple[Any, Any, dict[str, Any]]:
@@ -76,7 +79,7 @@ class MoECLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion)
         with model.record_routing() as records:
             loss, sample_size, logging_output = super().forward(model, sample, reduce=reduce)
         if self.num_layers:
-            gate_loss, sums = self._router_losses(records, loss.device)
+            gate_loss, sums = self._router_losses(records, loss.device, model.training)
             logging_output.update({PREFIX + key: value for key, value in sums.items()})
             if reduce and model.training:
                 loss = loss + self.gate_loss_weight * gate_loss
@@ -84,15 +87,17 @@ class MoECLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion)
         return loss, sample_size, logging_output
 
     def _router_losses(
-        self, records: Iterable[LayerRecord], device: torch.device
+        self, records: Sequence[LayerRecord], device: torch.device, training: bool
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         total = torch.zeros((), device=device)
         layers = []
-        for record in records:
-            statistics = gate_statistics(record)
-            balance, variance = self.gate_loss(statistics)
+        statistics = [gate_statistics(record) for record in records]
+        if self.world_size > 1 and training:
+            statistics = over_ranks(statistics, sum_over_ranks, self.is_dummy_batch)
+        for record, own in zip(records, statistics, strict=True):
+            balance, variance = (share_of_rank(loss, own.world_size) for loss in self.gate_loss(own))
             total = total + balance + variance
-            layers.append((record.layer, layer_sums(record, statistics, balance, variance)))
+            layers.append((record.layer, layer_sums(record, own, balance, variance)))
         return total, model_sums(layers, self.num_layers, self.num_experts, device)
 
     @classmethod

@@ -10,6 +10,7 @@ from fairseq.models.transformer import TransformerConfig
 from omegaconf import II
 
 from moec_fairseq.models.layers import LAYOUTS
+from moec_fairseq.moe.exchange import DISPATCHERS
 from moec_fairseq.moe.expert_dropout import SCOPES
 from moec_fairseq.moe.router import SCORES
 
@@ -93,7 +94,17 @@ class MoECTransformerConfig(FlatTransformerConfig):
     moec_expert_dropout_scope: ChoiceEnum(list(SCOPES)) = field(  # type: ignore[valid-type]
         default="cluster", metadata={"help": "drop inside each cluster, or over all experts at once (ablation)"}
     )
+    moec_dispatch: ChoiceEnum(list(DISPATCHERS)) = field(  # type: ignore[valid-type]
+        default="exact",
+        metadata={
+            "help": "how tokens reach the experts of other processes: all of them, or at most the capacity in messages "
+            "of equal size"
+        },
+    )
     seed: int = II("common.seed")
+    # Above 0, fairseq saves and loads a file of its own on every rank. It sets the names of these files before it
+    # builds the model, and this is the option that it looks at.
+    base_layers: int = II("distributed_training.distributed_world_size")
 
     def transformer_config(self) -> Any:
         """Return fairseq's nested configuration of the Transformer around the MoE blocks."""
@@ -102,6 +113,7 @@ class MoECTransformerConfig(FlatTransformerConfig):
             flat.decoder_input_dim = flat.decoder_embed_dim
         if flat.decoder_output_dim is None:
             flat.decoder_output_dim = flat.decoder_embed_dim
+        flat.base_layers = 0  # otherwise fairseq's decoder adds BASE layers
         return TransformerConfig.from_namespace(flat)
 
 

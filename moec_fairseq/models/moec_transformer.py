@@ -16,9 +16,11 @@ from moec_fairseq.models.layers import LAYOUTS
 from moec_fairseq.models.placement import moe_layer_indices
 from moec_fairseq.moe.clusters import ExpertClusters
 from moec_fairseq.moe.dispatch import LocalDispatcher
+from moec_fairseq.moe.exchange import DISPATCHERS
 from moec_fairseq.moe.expert_dropout import ExpertDropout
 from moec_fairseq.moe.experts import Experts
 from moec_fairseq.moe.layer import MoELayer
+from moec_fairseq.moe.ranks import Ranks
 from moec_fairseq.moe.records import LayerRecord, RecordBook
 from moec_fairseq.moe.router import Router
 
@@ -35,6 +37,7 @@ class MoECTransformerModel(TransformerModelBase):
         super().__init__(cfg, encoder, decoder)
         self.book = RecordBook()
         self.moe_layers: list[MoELayer] = []
+        self.world_size = 1
         self._warned = False
 
     @classmethod
@@ -59,16 +62,23 @@ class MoECTransformerModel(TransformerModelBase):
         return model
 
     def _place_moe_layers(self, config: MoECTransformerConfig) -> None:
+        ranks = Ranks.of_job(config.moe_expert_count)
+        self.world_size = 1 if ranks is None else ranks.shard.world_size
         for side, layer_class in zip(("encoder", "decoder"), LAYOUTS[config.moec_layout], strict=True):
             stack = getattr(self, side)
             spec = getattr(config, f"{side}_moe_layers")
             for index in moe_layer_indices(spec, config.moe_freq, len(stack.layers), side):
-                moe = self._build_moe_layer(config, side)
+                moe = self._build_moe_layer(config, side, ranks)
                 # not under activation checkpointing: recomputing a router would record its tokens twice
                 stack.layers[index] = layer_class(self.cfg, moe)
                 self.moe_layers.append(moe)
+        if ranks is not None:
+            # the mark that torch's DistributedDataParallel looks for
+            self._ddp_params_and_buffers_to_ignore = [
+                name for name, parameter in self.named_parameters() if hasattr(parameter, "expert")
+            ]
 
-    def _build_moe_layer(self, config: MoECTransformerConfig, side: str) -> MoELayer:
+    def _build_moe_layer(self, config: MoECTransformerConfig, side: str, ranks: Ranks | None) -> MoELayer:
         dim = getattr(config, f"{side}_embed_dim")
         ffn_dim = config.moec_expert_ffn_embed_dim or getattr(config, f"{side}_ffn_embed_dim")
         clusters = ExpertClusters(config.moe_expert_count, config.moec_cluster_count)
@@ -80,8 +90,11 @@ class MoECTransformerModel(TransformerModelBase):
                 ffn_dim,
                 config.moec_sublayers,
                 utils.get_activation_fn(config.activation_fn),
+                ranks,
             ),
-            LocalDispatcher(clusters.num_experts),
+            LocalDispatcher(clusters.num_experts)
+            if ranks is None or ranks.shard.num_ranks == 1
+            else DISPATCHERS[config.moec_dispatch](ranks),
             ExpertDropout(
                 config.moec_expert_dropout,
                 config.moec_expert_dropout_interval,

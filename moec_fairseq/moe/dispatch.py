@@ -1,6 +1,7 @@
 """Tokens to their experts and back."""
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +22,16 @@ class Dispatched:
     accepted_A: Tensor
     counts_N: Tensor
     assigned_N: Tensor
+
+
+class Dispatcher(Protocol):
+    """Brings tokens to their experts and values back; what ``dispatch`` returns goes to ``combine``."""
+
+    def dispatch(self, tokens_TD: Tensor, expert_T: Tensor, capacity: int | None = None) -> Any:
+        """Group tokens by expert."""
+
+    def combine(self, values_AD: Tensor, dispatched: Any, num_tokens: int) -> Tensor:
+        """Put values in the places of their tokens, (T, D); 0 for tokens above capacity."""
 
 
 class LocalDispatcher:

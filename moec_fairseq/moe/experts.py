@@ -1,12 +1,15 @@
 """The bank of expert networks."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moec_fairseq.moe.feed_forward import Activation, GroupedFeedForward
+from moec_fairseq.moe.ranks import Ranks
+from moec_fairseq.moe.shards import Shard
 
 
 class ExpertSublayer(nn.Module):
@@ -15,15 +18,16 @@ class ExpertSublayer(nn.Module):
     The parameters of all experts are stacked in dimension 0, so that a rank owns a slice of each.
 
     Args:
-        num_experts: N.
+        shard: the N experts that are kept here, out of those of all ranks.
         dim: model dimension D.
         ffn_dim: hidden dimension F.
         activation: the non-linearity.
     """
 
-    def __init__(self, num_experts: int, dim: int, ffn_dim: int, activation: Activation) -> None:
+    def __init__(self, shard: Shard, dim: int, ffn_dim: int, activation: Activation) -> None:
         super().__init__()
         self.activation = activation
+        num_experts = len(shard.experts)
         self.norm_weight_ND = nn.Parameter(torch.ones(num_experts, dim))
         self.norm_bias_ND = nn.Parameter(torch.zeros(num_experts, dim))
         self.w1_NFD = nn.Parameter(torch.empty(num_experts, ffn_dim, dim))
@@ -31,14 +35,25 @@ class ExpertSublayer(nn.Module):
         self.w2_NDF = nn.Parameter(torch.zeros(num_experts, dim, ffn_dim))
         self.b2_ND = nn.Parameter(torch.zeros(num_experts, dim))
         # nn.Linear's own initialisation, for each expert
-        nn.init.uniform_(self.w1_NFD, -1 / math.sqrt(dim), 1 / math.sqrt(dim))
+        draw = torch.empty(ffn_dim, dim)
+        for expert in range(shard.num_experts):
+            # every rank draws all experts, so that they are the same for any number of ranks
+            nn.init.uniform_(draw, -1 / math.sqrt(dim), 1 / math.sqrt(dim))
+            if expert in shard.experts:
+                self.w1_NFD.data[expert - shard.experts.start].copy_(draw)
 
-    def forward(self, tokens_AD: Tensor, counts: list[int]) -> Tensor:
-        """Apply expert i to its ``counts[i]`` tokens; ``tokens_AD`` is grouped by expert."""
-        norm = (self.norm_weight_ND, self.norm_bias_ND)
+    def forward(self, tokens_AD: Tensor, counts: list[int], parameters: Sequence[Tensor] | None = None) -> Tensor:
+        """Apply expert i to its ``counts[i]`` tokens.
+
+        Args:
+            tokens_AD: tokens grouped by expert.
+            counts: tokens of each expert.
+            parameters: used instead of the module's own, in the same order.
+        """
+        *norm, w1_NFD, b1_NF, w2_NDF, b2_ND = self.parameters() if parameters is None else parameters
         # autocast knows no products inside of an autograd function
         dtype = matmul_dtype(tokens_AD)
-        linear = (p.to(dtype) for p in (self.w1_NFD, self.b1_NF, self.w2_NDF, self.b2_ND))
+        linear = (p.to(dtype) for p in (w1_NFD, b1_NF, w2_NDF, b2_ND))
         keep = torch.is_grad_enabled()
         with torch.autocast(tokens_AD.device.type, enabled=False):
             return tokens_AD + GroupedFeedForward.apply(self.activation, counts, keep, tokens_AD, *norm, *linear)
@@ -53,30 +68,68 @@ def matmul_dtype(tensor: Tensor) -> torch.dtype:
 class Experts(nn.Module):
     """N experts, each a stack of residual feed-forward blocks; a new expert is the identity.
 
+    On several ranks this one keeps its shard. Training brings tokens to experts. Evaluation brings all experts to
+    every rank, once for each time the model is switched to it, because ranks then make different numbers of steps
+    (beam search) and cannot wait for each other.
+
     Args:
-        num_experts: N.
+        num_experts: N, all ranks together.
         dim: model dimension D.
         ffn_dim: hidden dimension F.
         sublayers: blocks per expert, 3 in the published WMT recipe.
         activation: the non-linearity.
+        ranks: the processes that share the experts; None if there is one.
 
     Raises:
         ValueError: fewer than one sublayer or hidden unit.
     """
 
     def __init__(
-        self, num_experts: int, dim: int, ffn_dim: int, sublayers: int = 1, activation: Activation = F.relu
+        self,
+        num_experts: int,
+        dim: int,
+        ffn_dim: int,
+        sublayers: int = 1,
+        activation: Activation = F.relu,
+        ranks: Ranks | None = None,
     ) -> None:
         super().__init__()
         if sublayers < 1:
             raise ValueError(f"--moec-sublayers is {sublayers}, but an expert needs 1 block or more.")
         if ffn_dim < 1:
             raise ValueError(f"--moec-expert-ffn-embed-dim is {ffn_dim}, but an expert needs 1 hidden unit or more.")
-        self.sublayers = nn.ModuleList(ExpertSublayer(num_experts, dim, ffn_dim, activation) for _ in range(sublayers))
+        shard = Shard(num_experts) if ranks is None else ranks.shard
+        self.sublayers = nn.ModuleList(ExpertSublayer(shard, dim, ffn_dim, activation) for _ in range(sublayers))
+        self.ranks = ranks
+        self._everyone: list[list[Tensor]] = []
+        self._versions: list[int] = []
+        if ranks is not None:
+            ranks.own_gradients(self)
+
+    def train(self, mode: bool = True) -> "Experts":
+        """Switch between training and evaluation; training gives up the experts of other ranks."""
+        if mode:
+            self._everyone = []
+        return super().train(mode)
 
     def forward(self, tokens_AD: Tensor, counts_N: Tensor) -> Tensor:
-        """Apply expert i to its ``counts_N[i]`` tokens; ``tokens_AD`` is grouped by expert."""
+        """Apply expert i to its ``counts_N[i]`` tokens; ``tokens_AD`` is grouped by expert.
+
+        The experts are those of this rank in training, all of them in evaluation.
+        """
         counts = counts_N.tolist()
-        for sublayer in self.sublayers:
-            tokens_AD = sublayer(tokens_AD, counts)
+        gathered = self._gathered() if not self.training and self.ranks is not None else [None] * len(self.sublayers)
+        for sublayer, parameters in zip(self.sublayers, gathered, strict=True):
+            tokens_AD = sublayer(tokens_AD, counts, parameters)
         return tokens_AD
+
+    @torch.no_grad()
+    def _gathered(self) -> Sequence[list[Tensor] | None]:
+        """Return the parameters of all experts; all ranks come here together the first time after an update."""
+        assert self.ranks is not None
+        # averages of parameters (--store-ema) are updated while the model is in evaluation
+        versions = [parameter._version for parameter in self.parameters()]
+        if not self._everyone or versions != self._versions:
+            self._everyone = [[self.ranks.gather(p) for p in sublayer.parameters()] for sublayer in self.sublayers]
+            self._versions = versions
+        return self._everyone

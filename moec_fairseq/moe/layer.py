@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from moec_fairseq.moe.dispatch import LocalDispatcher
+from moec_fairseq.moe.dispatch import Dispatcher, LocalDispatcher
 from moec_fairseq.moe.expert_dropout import ExpertDropout
 from moec_fairseq.moe.experts import Experts
 from moec_fairseq.moe.records import LayerRecord, RecordBook
@@ -22,7 +22,7 @@ class MoELayer(nn.Module):
     Args:
         router: assigns tokens to experts.
         experts: the bank of experts.
-        dispatcher: brings tokens to their experts and back.
+        dispatcher: brings tokens to their experts and back while training; at evaluation all experts are here.
         dropout: which experts are in play while training.
         capacity_factor: while training an expert takes at most capacity_factor × T tokens; no limit at evaluation.
         layer: number of this MoE layer in the model, from 0; layers draw their survivors independently.
@@ -36,7 +36,7 @@ class MoELayer(nn.Module):
         self,
         router: Router,
         experts: Experts,
-        dispatcher: LocalDispatcher,
+        dispatcher: Dispatcher,
         dropout: ExpertDropout,
         capacity_factor: float = 2.0,
         layer: int = 0,
@@ -52,6 +52,7 @@ class MoELayer(nn.Module):
         self.router = router
         self.experts = experts
         self.dispatcher = dispatcher
+        self.local_dispatcher = LocalDispatcher(router.clusters.num_experts)
         self.dropout = dropout
         self.capacity_factor = capacity_factor
         self.layer = layer
@@ -85,10 +86,10 @@ class MoELayer(nn.Module):
     def _difference(self, tokens_TD: Tensor) -> Tensor:
         routing = self.router(tokens_TD, self.experts_in_play(tokens_TD.device))
         capacity = max(1, int(self.capacity_factor * len(tokens_TD))) if self.training else None
-        dispatched = self.dispatcher.dispatch(tokens_TD, routing.expert_T, capacity)
-        outputs_AD = self.experts(dispatched.tokens_AD, dispatched.counts_N)
-        mix_A1 = routing.mix_T.index_select(0, dispatched.accepted_A).unsqueeze(-1).to(tokens_TD.dtype)
-        difference_AD = mix_A1 * (outputs_AD.to(tokens_TD.dtype) - dispatched.tokens_AD)
-        overflow = (dispatched.assigned_N - dispatched.counts_N).sum()
+        dispatcher = self.dispatcher if self.training else self.local_dispatcher
+        dispatched = dispatcher.dispatch(tokens_TD, routing.expert_T, capacity)
+        outputs_AD = self.experts(dispatched.tokens_AD, dispatched.counts_N).to(tokens_TD.dtype)
+        difference_TD = dispatcher.combine(outputs_AD - dispatched.tokens_AD, dispatched, len(tokens_TD))
+        overflow = dispatched.assigned_N.new_tensor(len(tokens_TD) - len(dispatched.accepted_A))
         self.book.add(LayerRecord(self.layer, routing, dispatched.assigned_N, overflow))
-        return self.dispatcher.combine(difference_AD, dispatched, len(tokens_TD))
+        return routing.mix_T.unsqueeze(-1).to(tokens_TD.dtype) * difference_TD

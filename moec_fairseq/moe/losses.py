@@ -1,7 +1,7 @@
 """Routing -> balance and variance losses (MoEC, section 3.2). Pure functions of the routing record."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ LOSS_TEMPERATURE = 0.07
 # Smallest mean of P_i that divides a variance: dot products can push all of a cluster to 0, where the gradient of
 # Var/mean² is NaN. Cosines get there only with every token at the very ends of the scale.
 MIN_MEAN = 1e-12
+# Added to every f_i, as published.
+MIN_LOAD = 1e-6
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class GateStatistics:
         probabilities_TS: p_{t,i} = softmax_i(s_{t,i} / 0.07).
         importance_S: P_i = Σ_t p_{t,i}.
         load_S: f_i = share of the tokens that chose expert i, + 1e-6; no gradient.
+        num_tokens: T; P_i and f_i are of as many tokens.
+        world_size: processes whose tokens P_i and f_i hold.
     """
 
     clusters: ExpertClusters
@@ -33,11 +37,8 @@ class GateStatistics:
     probabilities_TS: Tensor
     importance_S: Tensor
     load_S: Tensor
-
-    @property
-    def num_tokens(self) -> int:
-        """T."""
-        return self.probabilities_TS.shape[0]
+    num_tokens: int
+    world_size: int = 1
 
     @property
     def num_experts(self) -> int:
@@ -51,11 +52,61 @@ def gate_statistics(record: LayerRecord) -> GateStatistics:
     # at least float32, also where the router computes in less: the square of a sum over tokens overflows in float16
     scores_TS = routing.scores_TS.to(torch.promote_types(routing.scores_TS.dtype, torch.float32))
     probabilities_TS = torch.softmax(scores_TS / LOSS_TEMPERATURE, dim=-1)
-    tokens = max(1, len(probabilities_TS))
-    load_S = record.assigned_N[routing.experts_S].to(probabilities_TS.dtype) / tokens + 1e-6
+    num_tokens = len(probabilities_TS)
+    load_S = record.assigned_N[routing.experts_S].to(probabilities_TS.dtype) / max(1, num_tokens) + MIN_LOAD
     return GateStatistics(
-        routing.clusters, routing.experts_S, probabilities_TS, probabilities_TS.sum(dim=0), load_S.detach()
+        routing.clusters,
+        routing.experts_S,
+        probabilities_TS,
+        probabilities_TS.sum(dim=0),
+        load_S.detach(),
+        num_tokens,
     )
+
+
+def over_ranks(
+    statistics: Sequence[GateStatistics], total: Callable[[Tensor], Tensor], left_out: bool = False
+) -> list[GateStatistics]:
+    """Make the sums of all layers those over the tokens of all processes, in one message.
+
+    P_i keeps the gradient of this rank's own tokens: added up over ranks, gradients are those of the global batch.
+
+    Args:
+        statistics: those of this rank, all layers.
+        total: returns the sum of a tensor over all processes.
+        left_out: the tokens of this rank do not count.
+    """
+    if not statistics:
+        return []
+    own = [
+        torch.cat(
+            [s.importance_S.detach(), (s.load_S - MIN_LOAD) * s.num_tokens, s.load_S.new_tensor([s.num_tokens, 1])]
+        )
+        for s in statistics
+    ]
+    summed = total(torch.cat(own) * (not left_out))
+    found = []
+    for s, everyone in zip(statistics, summed.split([len(o) for o in own]), strict=True):
+        importance_S, assigned_S, (tokens, ranks) = everyone.split([s.num_experts, s.num_experts, 2])
+        found.append(
+            replace(
+                s,
+                importance_S=importance_S + s.importance_S - s.importance_S.detach(),
+                load_S=assigned_S / tokens.clamp(min=1) + MIN_LOAD,
+                num_tokens=int(tokens),
+                world_size=max(1, int(ranks)),
+            )
+        )
+    return found
+
+
+def share_of_rank(loss: Tensor, world_size: int) -> Tensor:
+    """Return a loss of the global batch as one rank adds it: value divided by W, gradient as it is.
+
+    Each rank differentiates by its own tokens alone, so gradients add up to the whole; equal values would add up to W
+    times the loss.
+    """
+    return loss - loss.detach() * (1 - 1 / world_size)
 
 
 def balance_loss(statistics: GateStatistics) -> Tensor:

@@ -26,13 +26,14 @@ def layer_sums(record: LayerRecord, statistics: GateStatistics, balance: Tensor,
     enter times T, to be divided by the sum of all T.
     """
     in_clusters = cluster_moments(statistics)
+    tokens_of_rank = statistics.num_tokens / statistics.world_size
     relative_spread_C = in_clusters.variance_C.sqrt() / in_clusters.mean_C.clamp(min=1e-6)
     return {
         "tokens": record.assigned_N.sum(),
         "balance": balance,
         "variance": variance,
-        "spread": in_clusters.over_clusters(relative_spread_C) * statistics.num_tokens,
-        "gap": gap_between_best_clusters(in_clusters, statistics.num_tokens) * statistics.num_tokens,
+        "spread": in_clusters.over_clusters(relative_spread_C) * tokens_of_rank,
+        "gap": gap_between_best_clusters(in_clusters, statistics.num_tokens) * tokens_of_rank,
         "entropy": gate_entropy(statistics.probabilities_TS).sum(),
         "overflow": record.overflow,
         "assigned": record.assigned_N,

@@ -4,6 +4,7 @@ from torch.nn import functional as F
 
 from moec_fairseq.moe.experts import ExpertSublayer
 from moec_fairseq.moe.feed_forward import GroupedFeedForward
+from moec_fairseq.moe.shards import Shard
 
 from .stubs import randomise
 
@@ -31,7 +32,7 @@ def gradients(function, block, tokens, counts):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("counts", [[2, 0, 3, 1], [90, 60, 0, 70], [5, 300, 40, 40], [0, 0, 0, 7]])
 def test_against_autograd(activation, counts):
-    block = ExpertSublayer(4, 6, 10, activation)
+    block = ExpertSublayer(Shard(4), 6, 10, activation)
     randomise(block)
     tokens = torch.randn(sum(counts), 6)
     ours = gradients(block, block, tokens, counts)
@@ -42,7 +43,7 @@ def test_against_autograd(activation, counts):
 
 @pytest.mark.parametrize("activation", ACTIVATIONS[1:3])
 def test_gradcheck(activation):
-    block = ExpertSublayer(3, 4, 5, activation).double()
+    block = ExpertSublayer(Shard(3), 4, 5, activation).double()
     randomise(block)
     tokens = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
 
@@ -53,7 +54,7 @@ def test_gradcheck(activation):
 
 
 def test_nothing_is_kept_without_gradients():
-    block = ExpertSublayer(2, 4, 5, F.relu)
+    block = ExpertSublayer(Shard(2), 4, 5, F.relu)
     with torch.no_grad():
         outputs = block(torch.randn(3, 4), [1, 2])
     assert outputs.grad_fn is None
@@ -61,7 +62,7 @@ def test_nothing_is_kept_without_gradients():
 
 
 def test_autocast_computes_in_its_dtype_and_keeps_that_of_the_stream():
-    block = ExpertSublayer(2, 16, 32, F.relu)
+    block = ExpertSublayer(Shard(2), 16, 32, F.relu)
     randomise(block)
     tokens = torch.randn(7, 16, requires_grad=True)
     exact = block(tokens, [3, 4])
@@ -75,7 +76,7 @@ def test_autocast_computes_in_its_dtype_and_keeps_that_of_the_stream():
 
 
 def test_forward_and_backward_of_a_model_in_bfloat16():
-    block = ExpertSublayer(2, 16, 32, F.relu).bfloat16()
+    block = ExpertSublayer(Shard(2), 16, 32, F.relu).bfloat16()
     randomise(block)
     tokens = torch.randn(7, 16, dtype=torch.bfloat16, requires_grad=True)
     outputs = block(tokens, [3, 4])

@@ -1,0 +1,62 @@
+"""Training on several ranks is training on one: losses, gradients, norms and parameters."""
+
+from argparse import Namespace
+
+import pytest
+import torch
+
+from .ranks import on_ranks
+from .training import SENTENCES, train
+
+EXACT = ("--moe-expert-count", "4", "--moec-cluster-count", "2")
+CAPACITY = (*EXACT, "--moec-dispatch", "capacity", "--moe-capacity-factor", "8")
+
+
+@pytest.fixture
+def dictionaries(tmp_path):
+    from fairseq.data import Dictionary
+
+    dictionary = Dictionary()
+    for letter in "abcdefghij":
+        dictionary.add_symbol(letter)
+    for language in ("src", "tgt"):
+        dictionary.save(str(tmp_path / f"dict.{language}.txt"))
+    return tmp_path
+
+
+def even(world_size):
+    return [SENTENCES * rank // world_size for rank in range(world_size + 1)]
+
+
+@pytest.mark.parametrize(
+    "world_size, flags, update_freq, borders",
+    [
+        (2, EXACT, 1, even(2)),
+        (4, EXACT, 4, even(4)),
+        (2, CAPACITY, 4, even(2)),
+        (4, (*CAPACITY, "--moec-layout", "replaced"), 1, even(4)),
+        # more ranks than experts, cluster dropout, uneven batches, a rank with one sentence
+        (4, ("--moe-expert-count", "2", "--moec-cluster-count", "1"), 1, [0, 1, 10, 15, SENTENCES]),
+        (
+            2,
+            (*EXACT, "--moec-cluster-count", "1", "--moec-expert-dropout", "0.5", "--moec-layout", "replaced"),
+            1,
+            [0, 5, SENTENCES],
+        ),
+        # a rank without data gets fairseq's dummy batch
+        (2, EXACT, 1, [0, SENTENCES, SENTENCES]),
+    ],
+)
+def test_parity(tmp_path, dictionaries, world_size, flags, update_freq, borders):
+    options = Namespace(updates=10, update_freq=update_freq, borders=borders)
+    (single,) = on_ranks(tmp_path / "one", 1, train, dictionaries, flags, options)
+    ranks = on_ranks(tmp_path / "many", world_size, train, dictionaries, flags, options)
+    for rank, found in enumerate(ranks):
+        torch.testing.assert_close(found["loss"], single["loss"], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found["norm"], single["norm"], rtol=1e-3, atol=1e-3)
+        for what in ("gradients", "parameters"):
+            for name, value in single[what].items():
+                torch.testing.assert_close(
+                    found[what][name], value, rtol=1e-5, atol=2e-6 if what == "gradients" else 2e-4,
+                    msg=lambda m, n=name, w=what, r=rank: f"rank {r}, {w} {n}: {m}",
+                )  # fmt: skip

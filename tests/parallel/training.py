@@ -1,0 +1,125 @@
+"""Real training steps of a small model, on one rank of a job."""
+
+import random
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SENTENCES = 24
+
+
+def arguments(folder: Path, world_size: int, rank: int, *flags: str) -> list[str]:
+    return [
+        str(folder), "--user-dir", "moec_fairseq", "--task", "translation", "-s", "src", "-t", "tgt", "--cpu",
+        "--arch", "moec_transformer_tiny", "--dropout", "0", "--attention-dropout", "0", "--activation-dropout", "0",
+        "--criterion", "moec_label_smoothed_cross_entropy", "--label-smoothing", "0.1", "--optimizer", "adam",
+        "--adam-betas", "(0.9, 0.98)", "--lr", "0.003", "--clip-norm", "0.5", "--max-tokens", "1000", "--seed", "3",
+        "--moec-expert-dropout", "0", "--distributed-world-size", str(world_size), "--distributed-rank", str(rank),
+        "--distributed-no-spawn", "--ddp-backend", "legacy_ddp", "--distributed-backend", "gloo", *flags,
+    ]  # fmt: skip
+
+
+def build(folder: Path, world_size: int, rank: int, *flags: str) -> tuple[Any, Any]:
+    """Return task and trainer as fairseq-train makes them."""
+    from fairseq import options, tasks
+    from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+    from fairseq.distributed import utils as distributed_utils
+    from fairseq.trainer import Trainer
+
+    import moec_fairseq  # noqa: F401
+
+    parser = options.get_training_parser()
+    args = options.parse_args_and_arch(parser, input_args=arguments(folder, world_size, rank, *flags))
+    config = convert_namespace_to_omegaconf(args)
+    if world_size > 1:
+        distributed_utils._GLOBAL_GROUP = torch.distributed.group.WORLD
+    torch.manual_seed(config.common.seed)
+    task = tasks.setup_task(config.task)
+    model = task.build_model(config.model)
+    source = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for layer in model.moe_layers:  # new experts are the identity, whose gradients are too simple
+            for block in layer.experts.sublayers:
+                shard = range(len(block.w2_NDF)) if world_size == 1 else layer.experts.ranks.shard.experts
+                everyone = 0.1 * torch.randn(
+                    layer.router.clusters.num_experts, *block.w2_NDF.shape[1:], generator=source
+                )
+                block.w2_NDF.copy_(everyone[shard.start : shard.stop])
+    trainer = Trainer(config, task, model, task.build_criterion(config.criterion))
+    return task, trainer
+
+
+def batch(task: Any, sentences: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, Any]:
+    from fairseq.data import LanguagePairDataset
+
+    dictionary = task.source_dictionary
+    sources, targets = zip(*sentences, strict=True)
+    data = LanguagePairDataset(
+        sources, [len(s) for s in sources], dictionary, targets, [len(t) for t in targets], dictionary, shuffle=False
+    )
+    return data.collater([data[i] for i in range(len(sentences))])
+
+
+def corpus(task: Any, update: int, size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    source = random.Random(update)
+    dictionary = task.source_dictionary
+
+    def sentence() -> torch.Tensor:
+        words = [source.randrange(dictionary.nspecial, len(dictionary)) for _ in range(source.randint(1, 9))]
+        return torch.tensor([*words, dictionary.eos()])
+
+    return [(sentence(), sentence()) for _ in range(size)]
+
+
+def everyones_experts(trainer: Any, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return parameters or gradients by name, those of experts of all ranks together."""
+    from moec_fairseq.moe.ranks import Ranks
+
+    ranks: Ranks | None = trainer.get_model().moe_layers[0].experts.ranks
+    return {
+        name: ranks.gather(value) if ranks is not None and ".experts." in name else value.clone()
+        for name, value in values.items()
+    }
+
+
+def train(rank: int, world_size: int, folder: Path, flags: tuple[str, ...], options: Namespace) -> dict[str, Any]:
+    """Train some updates; return losses, norms, the gradients of the first update and the parameters of the last.
+
+    ``options``: updates; update_freq; split, the share of each rank in the sentences of a micro-batch, as borders.
+    """
+    task, trainer = build(folder, world_size, rank, *flags, "--update-freq", str(options.update_freq))
+    found: dict[str, Any] = {"loss": [], "norm": []}
+    optimizer_step = trainer.optimizer.step
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        if "gradients" not in found:
+            model = trainer.get_model()
+            found["gradients"] = everyones_experts(trainer, {n: p.grad for n, p in model.named_parameters()})
+        return optimizer_step(*args, **kwargs)
+
+    clip_grad_norm = trainer.clip_grad_norm
+
+    def clip(*args: Any) -> Any:
+        norm = clip_grad_norm(*args)
+        found["norm"].append(float(norm))
+        return norm
+
+    trainer.optimizer.step, trainer.clip_grad_norm = step, clip
+    for update in range(options.updates):
+        samples = []
+        for micro in range(options.update_freq):
+            sentences = corpus(task, 100 * update + micro, SENTENCES)
+            if world_size > 1:
+                sentences = sentences[options.borders[rank] : options.borders[rank + 1]]
+            samples.append(batch(task, sentences) if sentences else None)
+        if any(sample is None for sample in samples):
+            trainer._dummy_batch = batch(task, corpus(task, 0, 2))
+        log = trainer.train_step(samples)
+        found["loss"].append(float(log["loss"]))
+    found["parameters"] = everyones_experts(trainer, dict(trainer.get_model().named_parameters()))
+    return {
+        key: value if isinstance(value, list) else {n: t.detach() for n, t in value.items()}
+        for key, value in found.items()
+    }
