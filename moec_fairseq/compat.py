@@ -11,8 +11,10 @@ from fairseq import utils
 from fairseq.data import data_utils
 from fairseq.optim.fp16_optimizer import FP16Optimizer
 from fairseq.tasks import FairseqTask
+from fairseq.trainer import Trainer
 from torch import Tensor
 
+from moec_fairseq import preflight
 from moec_fairseq.moe.ranks import sum_over_ranks
 
 Batches = Callable[..., list[Any]]
@@ -126,7 +128,42 @@ def tell_of_dummy_batches(train_step: Callable[..., Any]) -> Callable[..., Any]:
     return step
 
 
+def shares_experts(model: Any) -> bool:
+    """Whether this process has some of the experts only."""
+    return any(hasattr(parameter, "expert") for parameter in model.parameters())
+
+
+def check_before_training(init: Callable[..., None]) -> Callable[..., None]:
+    """Refuse options that cannot work with experts on several ranks.
+
+    Reason: the trainer is the first to see the model and all options; fairseq itself would hang or train wrongly.
+    """
+
+    @wraps(init)
+    def checked(trainer: Any, cfg: Any, task: Any, model: Any, *args: Any, **kwargs: Any) -> None:
+        if shares_experts(model):
+            preflight.check(cfg)
+        init(trainer, cfg, task, model, *args, **kwargs)
+
+    return checked
+
+
+def stop_out_of_memory(train_step: Callable[..., Any]) -> Callable[..., Any]:
+    """End the process that runs out of memory where others wait for its tokens.
+
+    Reason: fairseq leaves out the batch on this rank and goes on, while the others wait in an all-to-all for ever.
+    """
+
+    @wraps(train_step)
+    def step(trainer: Any, samples: Any, raise_oom: bool = False) -> Any:
+        return train_step(trainer, samples, raise_oom or shares_experts(trainer.model))
+
+    return step
+
+
 allow_fairseq_checkpoints()
+Trainer.__init__ = check_before_training(Trainer.__init__)
+Trainer.train_step = stop_out_of_memory(Trainer.train_step)
 FairseqTask.train_step = tell_of_dummy_batches(FairseqTask.train_step)
 utils.clip_grad_norm_ = clip_experts_too(utils.clip_grad_norm_)
 FP16Optimizer.build_fp32_params = classmethod(keep_expert_marks(FP16Optimizer.build_fp32_params))

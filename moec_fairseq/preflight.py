@@ -1,0 +1,55 @@
+"""Options that cannot work when processes share the experts, refused before training, each with the way out."""
+
+from typing import Any
+
+# fairseq knows each under two names
+DDP_BACKENDS = ("legacy_ddp", "no_c10d", "pytorch_ddp", "c10d")
+
+
+def _problems(config: Any) -> list[tuple[bool, str]]:
+    common, distributed = config.common, config.distributed_training
+    return [
+        (
+            common.fp16 and not (common.fp16_no_flatten_grads or common.memory_efficient_fp16),
+            "--fp16 flattens all parameters into one, in which experts and shared parameters cannot be told apart; "
+            "add --fp16-no-flatten-grads or --memory-efficient-fp16, or give --bf16.",
+        ),
+        (
+            distributed.ddp_backend not in DDP_BACKENDS,
+            f"--ddp-backend {distributed.ddp_backend} would share out the experts a second time; "
+            "give --ddp-backend legacy_ddp or pytorch_ddp.",
+        ),
+        (
+            common.cpu and distributed.ddp_backend in ("pytorch_ddp", "c10d"),
+            f"--ddp-backend {distributed.ddp_backend} does not start on a CPU; give --ddp-backend legacy_ddp.",
+        ),
+        (
+            distributed.zero_sharding != "none",
+            f"--zero-sharding {distributed.zero_sharding} shares out the optimizer of ranks that have different "
+            "experts; leave it out: every rank already keeps the state of its own experts only.",
+        ),
+        (
+            common.model_parallel_size > 1,
+            f"--model-parallel-size {common.model_parallel_size} cannot be combined with experts on several ranks; "
+            "leave it out.",
+        ),
+        (
+            config.optimization.use_bmuf,
+            "--use-bmuf averages all parameters over ranks, but their experts are different; leave it out.",
+        ),
+        (
+            distributed.distributed_backend == "mpi",
+            "--distributed-backend mpi has no all-to-all with unequal splits; give nccl (GPUs) or gloo (CPU).",
+        ),
+    ]
+
+
+def check(config: Any) -> None:
+    """Refuse a configuration (of fairseq, all of it) that would train experts of several ranks wrongly, or hang.
+
+    Raises:
+        ValueError: says the first problem, and what to give instead.
+    """
+    for found, message in _problems(config):
+        if found:
+            raise ValueError(message)

@@ -1,0 +1,52 @@
+from argparse import Namespace
+
+import pytest
+
+from moec_fairseq.preflight import check
+
+
+def config(**options):
+    values = {
+        "fp16": False, "fp16_no_flatten_grads": False, "memory_efficient_fp16": False, "cpu": False,
+        "model_parallel_size": 1, "ddp_backend": "pytorch_ddp", "zero_sharding": "none", "use_bmuf": False,
+        "distributed_backend": "nccl", **options,
+    }  # fmt: skip
+    everything = Namespace(**values)
+    return Namespace(common=everything, distributed_training=everything, optimization=everything)
+
+
+@pytest.mark.parametrize(
+    "options, way_out",
+    [
+        ({"fp16": True}, "add --fp16-no-flatten-grads or --memory-efficient-fp16, or give --bf16"),
+        ({"ddp_backend": "fully_sharded"}, "give --ddp-backend legacy_ddp or pytorch_ddp"),
+        ({"ddp_backend": "slowmo"}, "--ddp-backend slowmo"),
+        ({"cpu": True}, "does not start on a CPU; give --ddp-backend legacy_ddp"),
+        ({"zero_sharding": "os"}, "--zero-sharding os"),
+        ({"model_parallel_size": 2}, "--model-parallel-size 2"),
+        ({"use_bmuf": True}, "--use-bmuf"),
+        ({"distributed_backend": "mpi"}, "give nccl"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_the_way_out(options, way_out):
+    with pytest.raises(ValueError, match=way_out):
+        check(config(**options))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"fp16": True, "fp16_no_flatten_grads": True},
+        {"fp16": True, "memory_efficient_fp16": True},
+        {"ddp_backend": "legacy_ddp", "cpu": True, "distributed_backend": "gloo"},
+    ],
+)
+def test_what_works_is_not(options):
+    check(config(**options))
+
+
+def test_a_config_of_fairseq_itself_has_all_of_these():
+    from fairseq.dataclass.configs import FairseqConfig
+
+    check(FairseqConfig())
