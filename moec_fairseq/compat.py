@@ -12,6 +12,7 @@ from fairseq.data import data_utils
 from fairseq.optim.fp16_optimizer import FP16Optimizer
 from fairseq.tasks import FairseqTask
 from fairseq.trainer import Trainer
+from omegaconf import open_dict
 from torch import Tensor
 
 from moec_fairseq import preflight
@@ -133,8 +134,21 @@ def shares_experts(model: Any) -> bool:
     return any(hasattr(parameter, "expert") for parameter in model.parameters())
 
 
+def save_on_every_rank(config: Any) -> None:
+    """Make every rank write and read a file of its own, NAME-rank-R.pt.
+
+    Reason: fairseq does so for models with ``base_layers`` only, and names the files before it knows the model's
+    defaults (fairseq-hydra-train); with one file for all, the experts of all ranks but one would be lost.
+    """
+    with open_dict(config):
+        config.model.base_layers = config.distributed_training.distributed_world_size
+        suffix = f"-rank-{config.distributed_training.distributed_rank}"
+        if not config.checkpoint.checkpoint_suffix.endswith(suffix):
+            config.checkpoint.checkpoint_suffix += suffix
+
+
 def check_before_training(init: Callable[..., None]) -> Callable[..., None]:
-    """Refuse options that cannot work with experts on several ranks.
+    """Refuse options that cannot work with experts on several ranks, and save all experts.
 
     Reason: the trainer is the first to see the model and all options; fairseq itself would hang or train wrongly.
     """
@@ -143,6 +157,7 @@ def check_before_training(init: Callable[..., None]) -> Callable[..., None]:
     def checked(trainer: Any, cfg: Any, task: Any, model: Any, *args: Any, **kwargs: Any) -> None:
         if shares_experts(model):
             preflight.check(cfg)
+            save_on_every_rank(cfg)
         init(trainer, cfg, task, model, *args, **kwargs)
 
     return checked

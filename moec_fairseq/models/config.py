@@ -101,10 +101,13 @@ class MoECTransformerConfig(FlatTransformerConfig):
             "of equal size"
         },
     )
+    moec_token_shuffle: bool = field(
+        default=False,
+        metadata={
+            "help": "send tokens to random processes before they are routed, which breaks up batches of like tokens"
+        },
+    )
     seed: int = II("common.seed")
-    # Above 0, fairseq saves and loads a file of its own on every rank. It sets the names of these files before it
-    # builds the model, and this is the option that it looks at.
-    base_layers: int = II("distributed_training.distributed_world_size")
 
     def transformer_config(self) -> Any:
         """Return fairseq's nested configuration of the Transformer around the MoE blocks."""
@@ -113,7 +116,8 @@ class MoECTransformerConfig(FlatTransformerConfig):
             flat.decoder_input_dim = flat.decoder_embed_dim
         if flat.decoder_output_dim is None:
             flat.decoder_output_dim = flat.decoder_embed_dim
-        flat.base_layers = 0  # otherwise fairseq's decoder adds BASE layers
+        # set in training on several ranks (see compat), where fairseq's decoder would add BASE layers
+        flat.base_layers = 0
         return TransformerConfig.from_namespace(flat)
 
 

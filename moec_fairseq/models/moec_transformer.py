@@ -23,6 +23,7 @@ from moec_fairseq.moe.layer import MoELayer
 from moec_fairseq.moe.ranks import Ranks
 from moec_fairseq.moe.records import LayerRecord, RecordBook
 from moec_fairseq.moe.router import Router
+from moec_fairseq.moe.shuffle import TokenShuffle
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +105,7 @@ class MoECTransformerModel(TransformerModelBase):
             config.moe_capacity_factor,
             layer=len(self.moe_layers),
             book=self.book,
+            shuffle=TokenShuffle(ranks) if config.moec_token_shuffle and ranks and ranks.shard.num_ranks > 1 else None,
         )
 
     @contextmanager

@@ -14,11 +14,12 @@ from moec_fairseq.moe.dispatch import Dispatched, Dispatcher, LocalDispatcher
 from moec_fairseq.moe.ranks import Ranks, max_over
 
 
-class _UnequalAllToAll(torch.autograd.Function):
+class UnequalAllToAll(torch.autograd.Function):
     """Send rows to the processes of a group, as many to each as ``send`` says; the gradients come back the same way."""
 
     @staticmethod
     def forward(ctx: Any, group: dist.ProcessGroup, rows: Tensor, send: list[int], receive: list[int]) -> Tensor:
+        """Return the rows that came."""
         ctx.group, ctx.send, ctx.receive = group, send, receive
         received = rows.new_empty(sum(receive), *rows.shape[1:])
         dist.all_to_all_single(received, rows.contiguous(), receive, send, group=group)
@@ -27,6 +28,7 @@ class _UnequalAllToAll(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None, None]:
+        """Return the gradients to where their rows are from."""
         back = gradient.new_empty(sum(ctx.send), *gradient.shape[1:])
         dist.all_to_all_single(back, gradient.contiguous(), ctx.send, ctx.receive, group=ctx.group)
         return None, back, None, None
@@ -67,7 +69,7 @@ class ExactDispatcher:
         receive_RE = torch.empty_like(send_RE)
         dist.all_to_all_single(receive_RE, send_RE, group=self.ranks.partners)
         send, receive = torch.stack([send_RE.sum(1), receive_RE.sum(1)]).tolist()
-        rows = _UnequalAllToAll.apply(self.ranks.partners, here.tokens_AD, send, receive)
+        rows = UnequalAllToAll.apply(self.ranks.partners, here.tokens_AD, send, receive)
         # what came is ordered by rank, then expert; experts want it by expert
         expert_RE = torch.arange(send_RE.shape[1], device=send_RE.device).expand_as(receive_RE)
         expert_A = expert_RE.reshape(-1).repeat_interleave(receive_RE.reshape(-1))
@@ -86,7 +88,7 @@ class ExactDispatcher:
     def combine(self, values_AD: Tensor, dispatched: Exchanged, num_tokens: int) -> Tensor:
         """Bring the values back to the places of their tokens, (T, D)."""
         rows = values_AD.index_select(0, torch.argsort(dispatched.order_A))
-        back = _UnequalAllToAll.apply(self.ranks.partners, rows, dispatched.receive, dispatched.send)
+        back = UnequalAllToAll.apply(self.ranks.partners, rows, dispatched.receive, dispatched.send)
         return self.local.combine(back, dispatched.here, num_tokens)
 
 

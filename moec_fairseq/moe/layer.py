@@ -10,6 +10,7 @@ from moec_fairseq.moe.expert_dropout import ExpertDropout
 from moec_fairseq.moe.experts import Experts
 from moec_fairseq.moe.records import LayerRecord, RecordBook
 from moec_fairseq.moe.router import Router
+from moec_fairseq.moe.shuffle import TokenShuffle
 
 
 class MoELayer(nn.Module):
@@ -27,6 +28,7 @@ class MoELayer(nn.Module):
         capacity_factor: while training an expert takes at most capacity_factor × T tokens; no limit at evaluation.
         layer: number of this MoE layer in the model, from 0; layers draw their survivors independently.
         book: takes the routing records for the criterion.
+        shuffle: sends tokens to random ranks before they are routed, while training; None: they stay.
 
     Raises:
         ValueError: a capacity factor that is not positive and finite.
@@ -41,6 +43,7 @@ class MoELayer(nn.Module):
         capacity_factor: float = 2.0,
         layer: int = 0,
         book: RecordBook | None = None,
+        shuffle: TokenShuffle | None = None,
     ) -> None:
         super().__init__()
         if not 0 < capacity_factor < math.inf:
@@ -57,6 +60,7 @@ class MoELayer(nn.Module):
         self.capacity_factor = capacity_factor
         self.layer = layer
         self.book = book or RecordBook()
+        self.shuffle = shuffle
         self.num_updates = 0
 
     def set_num_updates(self, num_updates: int) -> None:
@@ -78,10 +82,16 @@ class MoELayer(nn.Module):
         """Return y − h = α·(E(h) − h), (L, B, D); 0 for padding and for tokens above capacity."""
         hidden_PD = hidden_LBD.reshape(-1, hidden_LBD.shape[-1])
         if padding_mask_BL is None:
-            return self._difference(hidden_PD).view_as(hidden_LBD)
+            return self._shuffled_difference(hidden_PD).view_as(hidden_LBD)
         token_T = (~padding_mask_BL).t().reshape(-1).nonzero().squeeze(1)
-        difference_TD = self._difference(hidden_PD.index_select(0, token_T))
+        difference_TD = self._shuffled_difference(hidden_PD.index_select(0, token_T))
         return torch.zeros_like(hidden_PD).index_add(0, token_T, difference_TD).view_as(hidden_LBD)
+
+    def _shuffled_difference(self, tokens_TD: Tensor) -> Tensor:
+        if self.shuffle is None or not self.training:
+            return self._difference(tokens_TD)
+        shuffled = self.shuffle.scatter(tokens_TD)
+        return self.shuffle.gather(self._difference(shuffled.tokens_TD), shuffled)
 
     def _difference(self, tokens_TD: Tensor) -> Tensor:
         routing = self.router(tokens_TD, self.experts_in_play(tokens_TD.device))

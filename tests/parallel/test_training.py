@@ -43,6 +43,8 @@ def even(world_size):
             1,
             [0, 5, SENTENCES],
         ),
+        # tokens routed on random ranks
+        (4, (*EXACT, "--moec-token-shuffle"), 1, [0, 1, 10, 15, SENTENCES]),
         # a rank without data gets fairseq's dummy batch
         (2, EXACT, 1, [0, SENTENCES, SENTENCES]),
     ],

@@ -1,0 +1,92 @@
+"""Train with a YAML file of configs/, in one process or many."""
+
+import argparse
+import os
+import shlex
+import signal
+import socket
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from moec_fairseq.launch.command import find_config, rank_command
+from moec_fairseq.launch.job import (
+    Job,
+    from_options,
+    from_slurm,
+    from_torchrun,
+    is_started_by_srun,
+    is_started_by_torchrun,
+)
+from moec_fairseq.launch.watch import run
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="scripts/train.sh", description=__doc__)
+    parser.add_argument("config", metavar="CONFIG", help="path of a YAML file, or a name in configs/")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="values of the YAML file to replace")
+    parser.add_argument("--configs", type=Path, default=Path("configs"), help=argparse.SUPPRESS)
+    parser.add_argument("--processes", type=int, metavar="W", help="processes here (default: one for each GPU, or 1)")
+    parser.add_argument("--nodes", type=int, default=1, metavar="M", help="machines of the job (default: 1)")
+    parser.add_argument("--node-rank", type=int, default=0, metavar="K", help="number of this machine, from 0")
+    parser.add_argument("--master", metavar="HOST:PORT", help="where rank 0 listens; needed with --nodes")
+    parser.add_argument(
+        "--logs", type=Path, default=Path("logs"), metavar="DIR", help="one log for each rank (default: logs)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="show the commands and run nothing")
+    return parser
+
+
+def _job(options: argparse.Namespace, gpus: int) -> Job:
+    if is_started_by_torchrun(os.environ):
+        return from_torchrun(os.environ)
+    if is_started_by_srun(os.environ):
+        return from_slurm(os.environ)
+    processes = options.processes if options.processes is not None else max(1, gpus)
+    job = from_options(processes, options.nodes, options.node_rank, options.master)
+    if job.world_size > 1 and job.master is None:
+        job = replace(job, master=f"127.0.0.1:{_free_port()}")
+    return job
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def main() -> None:
+    """Start the ranks of this machine and wait for them."""
+    options = _parser().parse_intermixed_args()
+    wrong = [override for override in options.overrides if "=" not in override]
+    if wrong:
+        raise ValueError(f"{wrong[0]} is no override; give KEY=VALUE, such as optimization.max_update=1000.")
+    gpus = torch.cuda.device_count()
+    job = _job(options, gpus)
+    config = find_config(options.config, options.configs)
+    commands = {rank: rank_command(job, rank, config, options.overrides, gpus) for rank in job.ranks}
+    threads = max(1, int(os.environ.get("OMP_NUM_THREADS", "1")) // len(job.ranks))
+    # with torchrun's own variables torch would look for its agent's store at our port
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")}
+    environment = inherited | {"OMP_NUM_THREADS": str(threads)}
+    if options.dry_run:
+        for command in commands.values():
+            print(f"OMP_NUM_THREADS={threads} {shlex.join(command)}")
+        return
+    print(
+        f"{job.world_size} process(es), ranks {', '.join(map(str, job.ranks))} here; logs in {options.logs}", flush=True
+    )
+    run(commands, options.logs, environment)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        main()
+    except (ValueError, RuntimeError) as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        print("Interrupted; all ranks were stopped. Start again to go on from the last checkpoint.", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Trains with a YAML file: one process, several on this machine, or this machine's part of a larger job.
+#
+# Usage: bash scripts/train.sh [--active-env] CONFIG [KEY=VALUE ...] [--processes W] [--dry-run]
+#                              [--nodes M --node-rank K --master HOST:PORT] [--logs DIR]
+#
+#   CONFIG         path of a YAML file, or a name in configs/
+#   KEY=VALUE      values of the file to replace, such as task.data=BIN optimization.max_update=1000
+#   --processes W  processes on this machine; default: one for each GPU, or 1
+#   --nodes M --node-rank K --master HOST:PORT
+#                  M machines start W processes each; rank 0 listens at HOST:PORT of machine 0
+#   --logs DIR     one log for each rank; default: logs
+#   --dry-run      show the commands and run nothing
+#   --active-env   use the environment that is active now instead of .venv in the checkout
+#   --help         show this text
+#
+# Started by torchrun or by srun with several tasks, it runs the one rank that their variables name.
+# Experts are shared by all processes. When a rank dies, all are stopped and the reason is shown; started again,
+# training goes on from the last checkpoint.
+#
+# Example: bash scripts/train.sh moec_transformer task.data=quickstart-en-de/binary --processes 2
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$root/scripts/ui.sh"
+environment=()
+case ${1:-} in
+  --help | -h) usage "${BASH_SOURCE[0]}"; exit ;;
+  --active-env) environment=(--active-env); shift ;;
+esac
+arguments=("$@")
+set --
+source "$root/scripts/env.sh" ${environment[@]+"${environment[@]}"}
+exec python -m moec_fairseq.launch --configs "$root/configs" ${arguments[@]+"${arguments[@]}"}

@@ -1,0 +1,84 @@
+"""One process that ends badly takes the others along, and is named."""
+
+import os
+import signal
+import sys
+import time
+
+import pytest
+
+from moec_fairseq.launch.watch import last_words, run
+
+WELL = "print('done')"
+SLEEP = "import time; time.sleep(60)"
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def test_all_end_well(tmp_path, capfdbinary):
+    run({3: python("print('three')"), 4: python("print('four')")}, tmp_path, os.environ)
+    assert (tmp_path / "rank-3.log").read_text() == "three\n" and (tmp_path / "rank-4.log").read_text() == "four\n"
+
+
+@pytest.mark.parametrize(
+    "code, sentence",
+    [
+        ("raise ValueError('no such data')", "Rank 1 failed with exit code 1: ValueError: no such data"),
+        ("import os; os.kill(os.getpid(), 9)", r"Rank 1 was killed \(SIGKILL\), probably because the memory ran out"),
+        ("import os; os.kill(os.getpid(), 11)", "Rank 1 was ended by SIGSEGV"),
+    ],
+)
+@pytest.mark.parametrize("other", [SLEEP, STUBBORN])
+def test_one_ends_badly(tmp_path, code, sentence, other):
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match=sentence) as error:
+        run({0: python(other), 1: python("import time; time.sleep(0.5); " + code)}, tmp_path, os.environ, patience=1)
+    assert time.monotonic() - start < 20  # not the 60 of the other
+    assert f"{tmp_path / 'rank-1.log'}" in str(error.value)
+
+
+def test_the_killed_one_is_named_not_those_that_lost_it(tmp_path):
+    lost = "import time; time.sleep(0.5); raise RuntimeError('Connection closed by peer')"
+    killed = "import os, time; time.sleep(0.5); os.kill(os.getpid(), 9)"
+    with pytest.raises(RuntimeError, match="Rank"):
+        run({0: python(lost), 1: python(killed)}, tmp_path, os.environ, patience=1)
+
+
+def test_children_of_a_rank_end_too(tmp_path):
+    child = tmp_path / "child"
+    code = (
+        f"import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', '{SLEEP}']); "
+        f"open({str(child)!r}, 'w').write(str(p.pid)); time.sleep(60)"
+    )
+    dies = (
+        f"import os, time\nwhile not os.path.exists({str(child)!r}) or not open({str(child)!r}).read(): "
+        "time.sleep(0.05)\nraise SystemExit(3)"
+    )
+    with pytest.raises(RuntimeError, match="Rank 1 failed with exit code 3"):
+        run({0: python(code), 1: python(dies)}, tmp_path, os.environ, patience=1)
+    time.sleep(0.2)
+    pid = int(child.read_text())
+    try:
+        os.kill(pid, 0)
+        with open(f"/proc/{pid}/stat") as stat:
+            assert stat.read().split()[2] == "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        pass
+
+
+def test_interrupted(tmp_path):
+    code = f"import os, signal, time; time.sleep(0.5); os.kill({os.getpid()}, signal.SIGINT); time.sleep(60)"
+    with pytest.raises(KeyboardInterrupt):
+        run({0: python(SLEEP), 1: python(code)}, tmp_path, os.environ, patience=1)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_last_words_prefer_the_error(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("start\nfairseq.x.SomeError: here\n  at the end\n")
+    assert last_words(log) == "fairseq.x.SomeError: here"
+    log.write_text("\n")
+    assert last_words(log) == "no output"

@@ -1,0 +1,94 @@
+"""scripts/train.sh: the commands it makes, and a real job of two machines (torchrun agents on this one)."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ..parallel.test_commands import free_port
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "train.sh"
+SIZES = ("layers=1", "embed_dim=32", "ffn_embed_dim=32")
+SMALL = [
+    "task.source_lang=src", "task.target_lang=tgt", "dataset.max_tokens=300", "optimization.max_update=4",
+    "model.encoder_moe_layers=1", "model.decoder_moe_layers=1",
+    *(f"model.{side}_{size}" for side in ("encoder", "decoder") for size in SIZES),
+]  # fmt: skip
+
+
+def environment(**more: str) -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return os.environ | {"PATH": path, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "2"} | more
+
+
+def train(*arguments: object, cwd: Path, **more: str) -> "subprocess.CompletedProcess[str]":
+    command = ["bash", str(SCRIPT), "--active-env", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment(**more), cwd=cwd, timeout=200)
+
+
+def test_help():
+    done = subprocess.run(["bash", str(SCRIPT), "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "--processes W" in done.stdout
+
+
+def test_dry_run_of_two_processes(tmp_path):
+    done = train("moec_transformer", "task.data=x", "--processes", 2, "--dry-run", cwd=tmp_path)
+    first, second = done.stdout.strip().splitlines()
+    assert first.startswith("OMP_NUM_THREADS=1 ")
+    for rank, line in enumerate((first, second)):
+        assert "distributed_training.distributed_world_size=2" in line
+        assert f"distributed_training.distributed_rank={rank} " in line
+        assert line.endswith(" task.data=x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_as_a_task_of_slurm(tmp_path):
+    slurm = {
+        "SLURM_PROCID": "3",
+        "SLURM_NTASKS": "4",
+        "SLURM_LOCALID": "1",
+        "SLURM_STEP_NODELIST": "n[1-2]",
+        "SLURM_JOB_ID": "7",
+    }
+    (line,) = train("moec_transformer", "--dry-run", cwd=tmp_path, **slurm).stdout.strip().splitlines()
+    assert "distributed_rank=3" in line and "tcp://n1:20007" in line and "device_id=1" in line
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["missing"], "there is no configuration missing; give the path of a YAML file"),
+        (["moec_transformer", "--processes", "0"], "--processes is 0"),
+        (["moec_transformer", "word"], "word is no override; give KEY=VALUE"),
+    ],
+)
+def test_bad_input_ends_in_one_sentence(tmp_path, arguments, sentence):
+    done = train(*arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert sentence in done.stderr.strip().splitlines()[-1] and "Traceback" not in done.stderr
+
+
+def test_two_machines_started_by_torchrun_train_one_model(tmp_path, reversal_data):
+    port = free_port()
+    agents = []
+    for node in range(2):
+        command = [
+            sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
+            "--node-rank", str(node),
+            "--master-addr", "127.0.0.1", "--master-port", str(port), "-m", "moec_fairseq.launch", "moec_transformer",
+            "--configs", str(SCRIPT.parents[1] / "configs"), f"task.data={reversal_data}", "checkpoint.save_dir=saved",
+            *SMALL,
+        ]  # fmt: skip
+        agents.append(
+            subprocess.Popen(
+                command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+        )
+    for agent in agents:
+        output, _ = agent.communicate(timeout=200)
+        assert agent.returncode == 0, output[-3000:]
+    saved = sorted(path.name for path in (tmp_path / "saved").glob("checkpoint_last*"))
+    assert saved == ["checkpoint_last-rank-0.pt", "checkpoint_last-rank-1.pt"]
+    assert "num_updates 4" in (tmp_path / "logs" / "rank-0.log").read_text()
