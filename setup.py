@@ -17,6 +17,7 @@ setup(
     license_files=["LICENSE"],
     packages=find_packages(include=["moec_fairseq", "moec_fairseq.*"]),
     package_data={"moec_fairseq": ["py.typed"]},
+    entry_points={"console_scripts": ["moec-checkpoint=moec_fairseq.checkpoint.__main__:main"]},
     python_requires=">=3.10",
     install_requires=[
         # fairseq 0.12.2 does not import on Python 3.11; fairseq-fixed has the same import name and works there.

@@ -82,6 +82,27 @@ def test_validation_with_beam_search_gives_a_score(undisturbed):
     assert re.search(r"\| valid \|.* bleu [\d.]+", log)
 
 
+def test_the_merged_checkpoint_is_the_sharded_model(undisturbed, reversal_data, fairseq, tmp_path):
+    merged = tmp_path / "merged.pt"
+    command = [
+        sys.executable,
+        "-m",
+        "moec_fairseq.checkpoint",
+        "merge",
+        undisturbed / "checkpoint_last.pt",
+        "--out",
+        merged,
+    ]
+    subprocess.run(list(map(str, command)), check=True, capture_output=True)
+    done = fairseq(
+        "validate", reversal_data, "--user-dir", ROOT / "moec_fairseq", "--task", "translation", "--path", merged,
+        "--valid-subset", "valid", "--cpu", "--max-tokens", 300,
+    )  # fmt: skip
+    (here,) = re.findall(r"\| valid on 'valid' subset .*?\| nll_loss ([\d.]+)", done.stderr + done.stdout)
+    there = re.findall(r"\| valid \|.*? nll_loss ([\d.]+)", (undisturbed / "rank-0.log").read_text())[-1]
+    assert float(here) == pytest.approx(float(there), abs=0.002)
+
+
 def test_resuming_after_a_kill_goes_on_as_if_nothing_had_happened(undisturbed, reversal_data, tmp_path):
     save_dir = tmp_path / "run"
     flags = ("--max-update", 16, "--save-interval-updates", 8)

@@ -1,0 +1,80 @@
+"""Names of checkpoint files: NAME.pt for one process, NAME-rank-0.pt, NAME-rank-1.pt, … for several."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+_RANK = re.compile(r"(?P<name>.+)-rank-(?P<rank>0|[1-9]\d*)")
+
+
+def rank_suffix(rank: int) -> str:
+    """Return what fairseq adds to the name of a checkpoint on a rank."""
+    return f"-rank-{rank}"
+
+
+def rank_paths(path: Path, world_size: int) -> list[Path]:
+    """Return the files of the checkpoint ``path`` (NAME.pt) of that many processes, by rank."""
+    if world_size == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}{rank_suffix(rank)}.pt") for rank in range(world_size)]
+
+
+def listed(paths: list[Path]) -> str:
+    """Return the files of a checkpoint in words."""
+    return str(paths[0]) if len(paths) == 1 else f"{paths[0]} ... {paths[-1]}"
+
+
+def _split(path: Path) -> tuple[str, int | None]:
+    """Return the name without ``.pt`` and rank, and the rank, None if the name has none."""
+    stem = path.name.removesuffix(".pt")
+    match = _RANK.fullmatch(stem)
+    return (match["name"], int(match["rank"])) if match else (stem, None)
+
+
+def whole_path(path: Path) -> Path:
+    """Return NAME.pt for NAME, NAME.pt or NAME-rank-R.pt."""
+    return path.with_name(f"{_split(path)[0]}.pt")
+
+
+def shard_paths(path: Path) -> dict[int, Path]:
+    """Return the existing files NAME-rank-R.pt of the checkpoint ``path`` (NAME.pt), by rank."""
+    found = path.parent.glob("*-rank-*.pt") if path.parent.is_dir() else ()
+    ranks = {_split(file)[1]: file for file in found if _split(file)[0] == path.stem}
+    return {rank: ranks[rank] for rank in sorted(r for r in ranks if r is not None)}
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of one checkpoint.
+
+    Attributes:
+        path: NAME.pt.
+        ranks: the files that exist, by rank; one file for all experts has rank 0.
+        sharded: whether the files have ranks in their names.
+    """
+
+    path: Path
+    ranks: dict[int, Path]
+    sharded: bool
+
+
+def find_files(path: Path) -> Files:
+    """Return the files of a checkpoint.
+
+    Args:
+        path: NAME.pt, NAME or NAME-rank-R.pt. Where NAME.pt exists, only the last means the files of ranks.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    whole = whole_path(path)
+    if _split(path)[1] is None:
+        for file in (path, whole):
+            if file.is_file():
+                return Files(whole, {0: file}, sharded=False)
+    ranks = shard_paths(whole)
+    if not ranks:
+        raise ValueError(
+            f"there is neither {whole} nor {rank_paths(whole, 2)[0]}; give the name of an existing checkpoint."
+        )
+    return Files(whole, ranks, sharded=True)

@@ -1,0 +1,47 @@
+"""Reading one checkpoint file, safely and without its tensors in memory where torch can do so."""
+
+import inspect
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+State = dict[str, Any]
+
+OPTIMIZER = "last_optimizer_state"
+
+# mmap came with torch 2.1
+_OPTIONS: dict[str, Any] = {
+    option: True for option in ("mmap", "weights_only") if option in inspect.signature(torch.load).parameters
+}
+
+
+def load_state(path: Path, optimizer: bool = True) -> State:
+    """Return what a file of fairseq holds.
+
+    Args:
+        path: the file.
+        optimizer: whether to keep the optimizer's state.
+
+    Raises:
+        ValueError: the file is torn, or no checkpoint of fairseq.
+    """
+    try:
+        state = torch.load(str(path), map_location="cpu", **_OPTIONS)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise  # no such file, no permission; torch seeking beyond the end of a torn file names none
+        reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
+        raise ValueError(
+            f"{path} is torn or no checkpoint ({reason}); copy it again or take another checkpoint."
+        ) from error
+    if (
+        not isinstance(state, dict)
+        or not isinstance(state.get("model"), dict)
+        or not isinstance(state.get("cfg"), dict)
+    ):
+        raise ValueError(f"{path} has no model and configuration; give a checkpoint that fairseq-train has written.")
+    if not optimizer:
+        state.pop(OPTIMIZER, None)
+    return state
