@@ -12,9 +12,10 @@ State = dict[str, Any]
 OPTIMIZER = "last_optimizer_state"
 
 # mmap came with torch 2.1
-_OPTIONS: dict[str, Any] = {
-    option: True for option in ("mmap", "weights_only") if option in inspect.signature(torch.load).parameters
-}
+_OPTIONS: dict[str, Any] = {"mmap": True} if "mmap" in inspect.signature(torch.load).parameters else {}
+if hasattr(torch.serialization, "add_safe_globals"):
+    # older versions (before 2.5) cannot be told what a checkpoint of fairseq may hold, and load as fairseq does
+    _OPTIONS["weights_only"] = True
 
 
 def load_state(path: Path, optimizer: bool = True) -> State:
