@@ -9,8 +9,8 @@ from torch import Tensor
 
 from moec_fairseq.checkpoint.loading import OPTIMIZER, State
 
-# What fairseq's Transformers keep in a state dict beside parameters
-_BUFFER = re.compile(r"(.*\.)?(version|_float_tensor)")
+# What fairseq's Transformers keep in a state dict beside parameters; the values of _float_tensor are chance
+BUFFER = re.compile(r"(.*\.)?(version|_float_tensor)")
 _HINT = "leave it out with --no-optimizer"
 
 
@@ -29,7 +29,7 @@ def parameters(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
     return {
         name: tensors[name]
         for name, first in first_names(tensors).items()
-        if name == first and tensors[name].is_floating_point() and not _BUFFER.fullmatch(name)
+        if name == first and tensors[name].is_floating_point() and not BUFFER.fullmatch(name)
     }
 
 

@@ -57,6 +57,12 @@ def no_model(state):
     del state["model"]
 
 
+def test_a_buffer_that_fairseq_never_sets_may_differ(tmp_path):
+    path = save(tmp_path, "x", whole(), 2)
+    change(tmp_path / "x-rank-1.pt", lambda state: state["model"]["encoder.embed_positions._float_tensor"].fill_(7))
+    assert len(open_checkpoint(path).ranks) == 2
+
+
 @pytest.mark.parametrize(
     "edit, message",
     [
