@@ -6,26 +6,9 @@ import pytest
 import torch
 
 from .ranks import on_ranks
-from .training import SENTENCES, train
+from .training import EXACT, SENTENCES, even, train
 
-EXACT = ("--moe-expert-count", "4", "--moec-cluster-count", "2")
 CAPACITY = (*EXACT, "--moec-dispatch", "capacity", "--moe-capacity-factor", "8")
-
-
-@pytest.fixture
-def dictionaries(tmp_path):
-    from fairseq.data import Dictionary
-
-    dictionary = Dictionary()
-    for letter in "abcdefghij":
-        dictionary.add_symbol(letter)
-    for language in ("src", "tgt"):
-        dictionary.save(str(tmp_path / f"dict.{language}.txt"))
-    return tmp_path
-
-
-def even(world_size):
-    return [SENTENCES * rank // world_size for rank in range(world_size + 1)]
 
 
 @pytest.mark.parametrize(

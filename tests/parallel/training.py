@@ -8,6 +8,11 @@ from typing import Any
 import torch
 
 SENTENCES = 24
+EXACT = ("--moe-expert-count", "4", "--moec-cluster-count", "2")
+
+
+def even(world_size):
+    return [SENTENCES * rank // world_size for rank in range(world_size + 1)]
 
 
 def arguments(folder: Path, world_size: int, rank: int, *flags: str) -> list[str]:
