@@ -1,92 +1,92 @@
-"""Start a training: ``scripts/train.sh`` calls this, and its header explains the command line."""
+"""Train with a YAML file of configs/, in one process or many."""
 
+import argparse
 import os
-import subprocess
+import shlex
+import signal
+import socket
 import sys
-import time
-from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from . import command, config, job, options, processes
-from .command import PACKAGE, Start
-from .config import Config
-from .job import Job
-from .network import is_in_use
-from .options import Options
+import torch
 
-CONFIGS = PACKAGE.parent / "configs"
-
-
-def visible_gpus() -> int:
-    """Return how many GPUs torch sees; in a process of its own, because torch takes seconds and memory."""
-    ask = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
-    return int(subprocess.run(ask, check=True, stdout=subprocess.PIPE, text=True).stdout)
+from moec_fairseq.launch.command import find_config, rank_command
+from moec_fairseq.launch.job import (
+    Job,
+    from_options,
+    from_slurm,
+    from_torchrun,
+    is_started_by_srun,
+    is_started_by_torchrun,
+)
+from moec_fairseq.launch.watch import run
 
 
-def _starts(given: Options, training: Config, part: Job, gpus: int, environment: Mapping[str, str]) -> list[Start]:
-    log_dir = (given.log_dir or Path(training.get("checkpoint.save_dir") or "checkpoints") / "logs").absolute()
-    settings = command.settings(part, gpus, given.timeout, given.cores, environment)
-    return [
-        Start(rank.rank, command.command(training, part, rank, gpus, log_dir), settings, log_dir / f"rank-{rank.rank}.log")
-        for rank in part.ranks
-    ]  # fmt: skip
-
-
-def _summary(training: Config, part: Job, starts: list[Start], gpus: int) -> str:
-    """Return where what happens."""
-    first, last = starts[0], starts[-1]
-    ranks = f"rank {first.rank}" if len(starts) == 1 else f"ranks {first.rank} to {last.rank}"
-    logs = f"{first.log}" if len(starts) == 1 else f"{first.log} to {last.log.name}"
-    shown = "the output of rank 0 follows" if first.rank == 0 else "rank 0 shows its output where it runs"
-    return (
-        f"Training {training.path}: {ranks} of {part.world_size} on {'GPUs' if gpus else 'the CPU'}, "
-        f"started for {part.starter}, threads for each: {first.settings['OMP_NUM_THREADS']}\n"
-        f"  checkpoints: {Path(training.get('checkpoint.save_dir') or 'checkpoints').absolute()}\n"
-        f"  logs: {logs}; {shown}"
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="scripts/train.sh", description=__doc__)
+    parser.add_argument("config", metavar="CONFIG", help="path of a YAML file, or a name in configs/")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="values of the YAML file to replace")
+    parser.add_argument("--configs", type=Path, default=Path("configs"), help=argparse.SUPPRESS)
+    parser.add_argument("--processes", type=int, metavar="W", help="processes here (default: one for each GPU, or 1)")
+    parser.add_argument("--nodes", type=int, default=1, metavar="M", help="machines of the job (default: 1)")
+    parser.add_argument("--node-rank", type=int, default=0, metavar="K", help="number of this machine, from 0")
+    parser.add_argument("--master", metavar="HOST:PORT", help="where rank 0 listens; needed with --nodes")
+    parser.add_argument(
+        "--logs", type=Path, default=Path("logs"), metavar="DIR", help="one log for each rank (default: logs)"
     )
+    parser.add_argument("--dry-run", action="store_true", help="show the commands and run nothing")
+    return parser
 
 
-def main(arguments: list[str], environment: Mapping[str, str], count_gpus: Callable[[], int] = visible_gpus) -> int:
-    """Start what the command line asks for and see it through.
+def _job(options: argparse.Namespace, gpus: int) -> Job:
+    if is_started_by_torchrun(os.environ):
+        return from_torchrun(os.environ)
+    if is_started_by_srun(os.environ):
+        return from_slurm(os.environ)
+    processes = options.processes if options.processes is not None else max(1, gpus)
+    job = from_options(processes, options.nodes, options.node_rank, options.master)
+    if job.world_size > 1 and job.master is None:
+        job = replace(job, master=f"127.0.0.1:{_free_port()}")
+    return job
 
-    Returns:
-        The exit status: 0, 1 where a rank failed, 128 and its number where a signal came (130: Ctrl-C).
 
-    Raises:
-        ValueError: with a sentence for the user, where the command line or the environment is wrong.
-    """
-    given = options.parse(arguments)
-    training = config.read(config.find(given.config, CONFIGS), given.overrides)
-    training.check()
-    gpus = 0 if given.cpu or training.flag("common.cpu") else count_gpus()
-    part = job.plan(given, environment, gpus)
-    starts = _starts(given, training, part, gpus, environment)
-    print(_summary(training, part, starts, gpus), flush=True)
-    if given.dry_run:
-        print("\n".join(map(str, starts)))
-        return 0
-    if part.port is not None and is_in_use(part.port):
-        raise ValueError(
-            f"Port {part.port} of this machine, where the ranks are to meet, is in use; please give another one "
-            f"({'MASTER_PORT' if part.starter == 'SLURM' else '--master HOST:PORT'}), the same on all nodes."
-        )
-    begin = time.monotonic()
-    outcome = processes.run(starts, sys.stdout.buffer)
-    if outcome.interrupt is not None:
-        print(
-            f"Interrupted by {outcome.interrupt.name}; all ranks were stopped. The same command goes on.",
-            file=sys.stderr,
-        )
-        return 128 + outcome.interrupt
-    if outcome.failure is not None:
-        print(outcome.failure, file=sys.stderr)
-        return 1
-    print(f"Done in {time.monotonic() - begin:.0f} s.")
-    return 0
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def main() -> None:
+    """Start the ranks of this machine and wait for them."""
+    options = _parser().parse_intermixed_args()
+    wrong = [override for override in options.overrides if "=" not in override]
+    if wrong:
+        raise ValueError(f"{wrong[0]} is no override; give KEY=VALUE, such as optimization.max_update=1000.")
+    gpus = torch.cuda.device_count()
+    job = _job(options, gpus)
+    config = find_config(options.config, options.configs)
+    commands = {rank: rank_command(job, rank, config, options.overrides, gpus) for rank in job.ranks}
+    threads = max(1, int(os.environ.get("OMP_NUM_THREADS", "1")) // len(job.ranks))
+    # with torchrun's own variables torch would look for its agent's store at our port
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")}
+    environment = inherited | {"OMP_NUM_THREADS": str(threads)}
+    if options.dry_run:
+        for command in commands.values():
+            print(f"OMP_NUM_THREADS={threads} {shlex.join(command)}")
+        return
+    print(
+        f"{job.world_size} process(es), ranks {', '.join(map(str, job.ranks))} here; logs in {options.logs}", flush=True
+    )
+    run(commands, options.logs, environment)
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        sys.exit(main(sys.argv[1:], os.environ))
-    except (ValueError, OSError) as error:
-        sys.exit(f"{error}")
+        main()
+    except (ValueError, RuntimeError) as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        print("Interrupted; all ranks were stopped. Start again to go on from the last checkpoint.", file=sys.stderr)
+        sys.exit(130)
