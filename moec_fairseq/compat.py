@@ -155,7 +155,8 @@ def check_before_training(init: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(init)
     def checked(trainer: Any, cfg: Any, task: Any, model: Any, *args: Any, **kwargs: Any) -> None:
-        if shares_experts(model):
+        trainer.shares_experts = shares_experts(model)
+        if trainer.shares_experts:
             preflight.check(cfg)
             save_on_every_rank(cfg)
         init(trainer, cfg, task, model, *args, **kwargs)
@@ -171,7 +172,7 @@ def stop_out_of_memory(train_step: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(train_step)
     def step(trainer: Any, samples: Any, raise_oom: bool = False) -> Any:
-        return train_step(trainer, samples, raise_oom or shares_experts(trainer.model))
+        return train_step(trainer, samples, raise_oom or trainer.shares_experts)
 
     return step
 

@@ -15,17 +15,7 @@
 #
 # Example: bash scripts/bench.sh layer --json layer.json
 set -euo pipefail
-
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-source "$root/scripts/ui.sh"
-environment=()
-case ${1:-} in
-  --help | -h) usage "${BASH_SOURCE[0]}"; exit ;;
-  --active-env) environment=(--active-env); shift ;;
-esac
-arguments=("$@")
-set --
-source "$root/scripts/env.sh" ${environment[@]+"${environment[@]}"}
+source "$(dirname "${BASH_SOURCE[0]}")/start.sh" "$@"
 # What fairscale warns about concerns its own code; torch's profiler reports each of its starts.
 export PYTHONWARNINGS=ignore KINETO_LOG_LEVEL=99
 exec python -m moec_fairseq.bench ${arguments[@]+"${arguments[@]}"}

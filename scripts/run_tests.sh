@@ -8,17 +8,7 @@
 #
 # Example: bash scripts/run_tests.sh tests/moe -k router
 set -euo pipefail
-
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-source "$root/scripts/ui.sh"
-environment=()
-case ${1:-} in
-  --help | -h) usage "${BASH_SOURCE[0]}"; exit ;;
-  --active-env) environment=(--active-env); shift ;;
-esac
-arguments=("$@")
-set --
-source "$root/scripts/env.sh" ${environment[@]+"${environment[@]}"}
+source "$(dirname "${BASH_SOURCE[0]}")/start.sh" "$@"
 cd "$root"
 
 summary=()

@@ -20,15 +20,5 @@
 #
 # Example: bash scripts/train.sh moec_transformer task.data=quickstart-en-de/binary --processes 2
 set -euo pipefail
-
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-source "$root/scripts/ui.sh"
-environment=()
-case ${1:-} in
-  --help | -h) usage "${BASH_SOURCE[0]}"; exit ;;
-  --active-env) environment=(--active-env); shift ;;
-esac
-arguments=("$@")
-set --
-source "$root/scripts/env.sh" ${environment[@]+"${environment[@]}"}
+source "$(dirname "${BASH_SOURCE[0]}")/start.sh" "$@"
 exec python -m moec_fairseq.launch --configs "$root/configs" ${arguments[@]+"${arguments[@]}"}

@@ -1,6 +1,5 @@
 """What a benchmark found: rows, a table of them, targets, a JSON file."""
 
-import json
 import os
 import platform
 from collections.abc import Iterable
@@ -13,6 +12,7 @@ import torch
 from tabulate import tabulate
 
 from moec_fairseq.bench.timing import Ratio, Times, ratio
+from moec_fairseq.corpus import output
 
 PACKAGES = ("moec-fairseq", "torch", "fairscale", "numpy", "sentencepiece")
 
@@ -137,7 +137,6 @@ def target_table(targets: Iterable[Target]) -> str:
 
 def write_json(path: Path, about: dict[str, str], rows: Iterable[Row], targets: Iterable[Target]) -> None:
     """Write everything that was measured, every repeat."""
-    found = {"machine": about, "rows": [asdict(r) for r in rows], "targets": [asdict(t) for t in targets]}
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
+    output.write_json(
+        path, {"machine": about, "rows": [asdict(r) for r in rows], "targets": [asdict(t) for t in targets]}
+    )

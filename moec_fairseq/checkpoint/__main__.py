@@ -13,6 +13,7 @@ from moec_fairseq.checkpoint.info import info
 from moec_fairseq.checkpoint.merge import merge
 from moec_fairseq.checkpoint.reshard import reshard
 from moec_fairseq.checkpoint.selection import KINDS
+from moec_fairseq.cli.command import run_command
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,17 +58,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     """Run a command; a mistake in what the user gave becomes one line on stderr and exit status 1."""
-    options = vars(_parser().parse_args())
-    run = options.pop("run")
-    try:
-        run(**options)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; nothing is written", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(_parser(), "interrupted; nothing is written")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from moec_fairseq.cli.command import run_command
 from moec_fairseq.corpus.build import build
 from moec_fairseq.corpus.fetch import fetch
 from moec_fairseq.corpus.hypotheses import write_hypotheses
@@ -69,17 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     """Run a command; a mistake in what the user gave becomes one line on stderr and exit status 1."""
-    options = vars(_parser().parse_args())
-    run = options.pop("run")
-    try:
-        run(**options)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; start the same command again", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(_parser(), "interrupted; start the same command again")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,12 @@ class Dispatched:
     assigned_N: Tensor
 
 
+def place_among_own(sorted_T: Tensor, counts_N: Tensor) -> Tensor:
+    """Return the place of each token among those of its expert, from 0, for expert numbers in ascending order."""
+    start_N = counts_N.cumsum(0) - counts_N
+    return torch.arange(len(sorted_T), device=sorted_T.device) - start_N[sorted_T]
+
+
 class Dispatcher(Protocol):
     """Brings tokens to their experts and values back; what ``dispatch`` returns goes to ``combine``."""
 
@@ -50,9 +56,7 @@ class LocalDispatcher:
         assigned_N = torch.bincount(expert_T, minlength=self.num_experts)
         counts_N = assigned_N
         if capacity is not None and capacity < len(tokens_TD):
-            start_N = assigned_N.cumsum(0) - assigned_N
-            rank_T = torch.arange(len(sorted_T), device=sorted_T.device) - start_N[sorted_T]
-            order_T = order_T[rank_T < capacity]
+            order_T = order_T[place_among_own(sorted_T, assigned_N) < capacity]
             counts_N = assigned_N.clamp(max=capacity)
         return Dispatched(tokens_TD.index_select(0, order_T), order_T, counts_N, assigned_N)
 

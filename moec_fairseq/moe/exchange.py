@@ -10,7 +10,7 @@ from fairscale.nn.moe.moe_layer import _AllToAll
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from moec_fairseq.moe.dispatch import Dispatched, Dispatcher, LocalDispatcher
+from moec_fairseq.moe.dispatch import Dispatched, Dispatcher, LocalDispatcher, place_among_own
 from moec_fairseq.moe.ranks import Ranks, max_over
 
 
@@ -128,9 +128,7 @@ class CapacityDispatcher:
         slots = -(-max_over(partners, wanted, tokens_TD.device) // shard.num_ranks)
         here = self.local.dispatch(tokens_TD, expert_T, slots)
         expert_A = torch.arange(shard.num_experts, device=tokens_TD.device).repeat_interleave(here.counts_N)
-        start_N = here.counts_N.cumsum(0) - here.counts_N
-        rank_A = torch.arange(len(expert_A), device=tokens_TD.device) - start_N[expert_A]
-        place_A = expert_A * slots + rank_A
+        place_A = expert_A * slots + place_among_own(expert_A, here.counts_N)
         dim = tokens_TD.shape[1]
         filled = tokens_TD.new_zeros(shard.num_experts * slots, dim).index_copy(0, place_A, here.tokens_AD)
         received = _AllToAll.apply(partners, filled).view(shard.num_ranks, len(shard.experts), slots, dim)
