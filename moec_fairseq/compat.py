@@ -1,12 +1,15 @@
 """Every workaround for fairseq and torch versions, each with its reason. Importing applies the global ones."""
 
 import argparse
+import atexit
+import time
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from fairseq import utils
 from fairseq.data import data_utils
 from fairseq.optim.fp16_optimizer import FP16Optimizer
@@ -177,7 +180,19 @@ def stop_out_of_memory(train_step: Callable[..., Any]) -> Callable[..., Any]:
     return step
 
 
+def wait_for_gloo(seconds: float = 0.5) -> None:
+    """Let gloo's threads finish what they hold before Python ends.
+
+    Reason: they need Python's lock to let go of the tensors they have sent; where the interpreter has begun to end they
+    cannot get it, and torch aborts the process ("terminate called without an active exception", exit code -6) although
+    all its work is done. Nothing tells when they are through, but while this sleeps the lock is free for them.
+    """
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        time.sleep(seconds)
+
+
 allow_fairseq_checkpoints()
+atexit.register(wait_for_gloo)
 Trainer.__init__ = check_before_training(Trainer.__init__)
 Trainer.train_step = stop_out_of_memory(Trainer.train_step)
 FairseqTask.train_step = tell_of_dummy_batches(FairseqTask.train_step)

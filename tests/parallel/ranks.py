@@ -11,7 +11,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 
-def _run(rank: int, world_size: int, folder: Path, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _run(
+    rank: int, world_size: int, folder: Path, function: Callable[..., Any], arguments: tuple[Any, ...], meet: bool
+) -> None:
     torch.set_num_threads(1)
     if world_size > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
@@ -20,17 +22,18 @@ def _run(rank: int, world_size: int, folder: Path, function: Callable[..., Any],
     except BaseException:
         (folder / f"{rank}.error").write_text(traceback.format_exc())
         os._exit(1)  # the others wait for this process: no clean end
-    if world_size > 1:
+    if world_size > 1 and meet:
         dist.barrier()
-        dist.destroy_process_group()
 
 
-def on_ranks(folder: Path, world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+def on_ranks(
+    folder: Path, world_size: int, function: Callable[..., Any], *arguments: Any, meet_at_end: bool = True
+) -> list[Any]:
     """Return what ``function(rank, world_size, *arguments)`` returns on each rank; raises the error of a rank."""
     folder.mkdir(parents=True)
     context = mp.get_context("spawn")
     processes = [
-        context.Process(target=_run, args=(rank, world_size, folder, function, arguments), daemon=True)
+        context.Process(target=_run, args=(rank, world_size, folder, function, arguments, meet_at_end), daemon=True)
         for rank in range(world_size)
     ]
     for process in processes:
