@@ -1,48 +1,101 @@
-"""Run a function in several processes that form a job (gloo on this machine)."""
+"""Run functions in processes that form a job (gloo on this machine)."""
 
-import os
+import io
+import tempfile
 import traceback
 from collections.abc import Callable
-from pathlib import Path
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+PATIENCE = 240  # seconds for one function
 
-def _run(
-    rank: int, world_size: int, folder: Path, function: Callable[..., Any], arguments: tuple[Any, ...], meet: bool
-) -> None:
+
+def _serve(rank: int, world_size: int, folder: str, connection: Connection) -> None:
     torch.set_num_threads(1)
     if world_size > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
+    while (task := connection.recv()) is not None:
+        function, arguments = task
+        result, error = None, ""
+        try:
+            result = function(rank, world_size, *arguments)
+        except Exception:
+            error = traceback.format_exc()
+        # torch sends tensors through shared files, which end with their process; bytes do not
+        buffer = io.BytesIO()
+        torch.save((result, error), buffer)
+        connection.send_bytes(buffer.getvalue())
+
+
+class Job:
+    """Processes that wait for functions to run together; starting them costs more than most functions."""
+
+    def __init__(self, world_size: int) -> None:
+        context = mp.get_context("spawn")
+        self.folder = tempfile.TemporaryDirectory()
+        self.connections = []
+        self.processes = []
+        for rank in range(world_size):
+            here, there = context.Pipe()
+            process = context.Process(target=_serve, args=(rank, world_size, self.folder.name, there), daemon=True)
+            process.start()
+            there.close()
+            self.connections.append(here)
+            self.processes.append(process)
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """Return what ``function(rank, world_size, *arguments)`` returns on each rank.
+
+        Raises:
+            AssertionError: a rank raised an error, ended or took too long; all are killed.
+        """
+        for connection in self.connections:
+            connection.send((function, arguments))
+        results = []
+        for rank, connection in enumerate(self.connections):
+            try:
+                assert connection.poll(PATIENCE), f"rank {rank} gave no answer"
+                result, error = torch.load(io.BytesIO(connection.recv_bytes()), weights_only=False)
+            except EOFError:
+                self.processes[rank].join()
+                result, error = None, f"rank {rank} ended with {self.processes[rank].exitcode}"
+            if error:
+                self.kill()
+                raise AssertionError(error)
+            results.append(result)
+        return results
+
+    def end(self) -> list[int | None]:
+        """Let the processes end by themselves; return their exit codes."""
+        for connection in self.connections:
+            connection.send(None)
+        for process in self.processes:
+            process.join(PATIENCE)
+        return [process.exitcode for process in self.processes]
+
+    def kill(self) -> None:
+        """End the processes now."""
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+
+_jobs: dict[int, Job] = {}
+
+
+def on_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Return what ``function(rank, world_size, *arguments)`` returns on each rank; raises the error of a rank.
+
+    The processes stay for the next call; functions must leave nothing behind in them.
+    """
+    if world_size not in _jobs:
+        _jobs[world_size] = Job(world_size)
     try:
-        torch.save(function(rank, world_size, *arguments), folder / f"{rank}.pt")
-    except BaseException:
-        (folder / f"{rank}.error").write_text(traceback.format_exc())
-        os._exit(1)  # the others wait for this process: no clean end
-    if world_size > 1 and meet:
-        dist.barrier()
-
-
-def on_ranks(
-    folder: Path, world_size: int, function: Callable[..., Any], *arguments: Any, meet_at_end: bool = True
-) -> list[Any]:
-    """Return what ``function(rank, world_size, *arguments)`` returns on each rank; raises the error of a rank."""
-    folder.mkdir(parents=True)
-    context = mp.get_context("spawn")
-    processes = [
-        context.Process(target=_run, args=(rank, world_size, folder, function, arguments, meet_at_end), daemon=True)
-        for rank in range(world_size)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(240)
-        if process.is_alive() or process.exitcode != 0:
-            for other in processes:
-                other.kill()
-            errors = [path.read_text() for path in sorted(folder.glob("*.error"))]
-            raise AssertionError("\n".join(errors) or f"a process ended with {process.exitcode}")
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world_size)]
+        return _jobs[world_size].run(function, *arguments)
+    except AssertionError:
+        del _jobs[world_size]
+        raise

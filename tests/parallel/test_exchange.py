@@ -39,8 +39,8 @@ def expected(chosen, rank):
     return {"values": [f * (t + 10 * rank) for t, f in enumerate(factors)], "gradient": factors}
 
 
-def test_exact(tmp_path):
-    first, second = on_ranks(tmp_path / "job", 2, send, "exact", CHOSEN)
+def test_exact():
+    first, second = on_ranks(2, send, "exact", CHOSEN)
     # tokens of rank 0 first, in the order of the batch; nothing else travels
     assert (first["tokens"], first["counts"]) == ([1, 3, 10, 11], [2, 2])
     assert (second["tokens"], second["counts"]) == ([2, 0, 4], [1, 2])
@@ -49,8 +49,8 @@ def test_exact(tmp_path):
         assert {key: found[key] for key in ("values", "gradient")} == expected(CHOSEN, rank)
 
 
-def test_capacity_with_room_for_all(tmp_path):
-    first, second = on_ranks(tmp_path / "job", 2, send, "capacity", CHOSEN, 4)
+def test_capacity_with_room_for_all():
+    first, second = on_ranks(2, send, "capacity", CHOSEN, 4)
     # two slots for each expert and rank; empty ones are zeros
     assert first["tokens"] == [1, 3, 0, 0, 0, 0, 10, 11] and first["counts"] == [4, 4]
     assert second["tokens"] == [2, 0, 0, 0, 0, 4, 0, 0]
@@ -58,16 +58,16 @@ def test_capacity_with_room_for_all(tmp_path):
         assert {key: found[key] for key in ("values", "gradient")} == expected(CHOSEN, rank)
 
 
-def test_tokens_above_capacity_get_nothing(tmp_path):
-    first, second = on_ranks(tmp_path / "job", 2, send, "capacity", CHOSEN, 2)
+def test_tokens_above_capacity_get_nothing():
+    first, second = on_ranks(2, send, "capacity", CHOSEN, 2)
     assert first["values"] == [0, 100, 600, 0, 0] and first["gradient"] == [400, 100, 300, 0, 0]
     assert second["values"] == [2000, 0]
 
 
 @pytest.mark.parametrize("kind", ["exact", "capacity"])
-def test_a_rank_without_tokens(tmp_path, kind):
+def test_a_rank_without_tokens(kind):
     chosen = [[], [3, 0]]
-    first, second = on_ranks(tmp_path / "job", 2, send, kind, chosen, 2)
+    first, second = on_ranks(2, send, kind, chosen, 2)
     assert first["values"] == [] and second["values"] == [4000.0, 1100.0]
     assert second["gradient"] == [400, 100]
 
@@ -93,8 +93,8 @@ def evaluate(rank, world_size):
     return [o.tolist() for o in outputs]
 
 
-def test_evaluation_has_all_experts_and_needs_nobody(tmp_path):
-    for rank, outputs in enumerate(on_ranks(tmp_path / "job", 2, evaluate)):
+def test_evaluation_has_all_experts_and_needs_nobody():
+    for rank, outputs in enumerate(on_ranks(2, evaluate)):
         assert outputs[:-1] == (1 + 3 * rank) * [[0, 10, 20, 30]]
         assert outputs[-1] == [1, 11, 21, 31]
 
@@ -108,6 +108,6 @@ def split_badly(rank, world_size):
         return str(error)
 
 
-def test_a_number_of_experts_that_does_not_divide(tmp_path):
-    for message in on_ranks(tmp_path / "job", 2, split_badly):
+def test_a_number_of_experts_that_does_not_divide():
+    for message in on_ranks(2, split_badly):
         assert message.startswith("3 experts (--moe-expert-count) cannot be shared by 2 processes; use 1, 3 processes")

@@ -1,5 +1,6 @@
 """Real training steps of a small model, on one rank of a job."""
 
+import math
 import random
 from argparse import Namespace
 from pathlib import Path
@@ -21,7 +22,9 @@ def arguments(folder: Path, world_size: int, rank: int, *flags: str) -> list[str
         "--arch", "moec_transformer_tiny", "--dropout", "0", "--attention-dropout", "0", "--activation-dropout", "0",
         "--criterion", "moec_label_smoothed_cross_entropy", "--label-smoothing", "0.1", "--optimizer", "adam",
         "--adam-betas", "(0.9, 0.98)", "--lr", "0.003", "--clip-norm", "0.5", "--max-tokens", "1000", "--seed", "3",
-        "--moec-expert-dropout", "0", "--distributed-world-size", str(world_size), "--distributed-rank", str(rank),
+        # at the kink of ReLU, rounding decides between two gradients
+        "--activation-fn", "gelu", "--moec-expert-dropout", "0",
+        "--distributed-world-size", str(world_size), "--distributed-rank", str(rank),
         "--distributed-no-spawn", "--ddp-backend", "legacy_ddp", "--distributed-backend", "gloo", *flags,
     ]  # fmt: skip
 
@@ -111,7 +114,14 @@ def train(rank: int, world_size: int, folder: Path, flags: tuple[str, ...], opti
         found["norm"].append(float(norm))
         return norm
 
-    trainer.optimizer.step, trainer.clip_grad_norm = step, clip
+    reduce_and_log_stats = trainer._reduce_and_log_stats
+
+    def reduce(logs: Any, sample_size: Any, grad_norm: Any = None) -> Any:
+        # what the trainer returns is rounded
+        found["loss"].append(float(sum(log["loss"] for log in logs)) / float(sample_size) / math.log(2))
+        return reduce_and_log_stats(logs, sample_size, grad_norm)
+
+    trainer.optimizer.step, trainer.clip_grad_norm, trainer._reduce_and_log_stats = step, clip, reduce
     for update in range(options.updates):
         samples = []
         for micro in range(options.update_freq):
@@ -121,8 +131,7 @@ def train(rank: int, world_size: int, folder: Path, flags: tuple[str, ...], opti
             samples.append(batch(task, sentences) if sentences else None)
         if any(sample is None for sample in samples):
             trainer._dummy_batch = batch(task, corpus(task, 0, 2))
-        log = trainer.train_step(samples)
-        found["loss"].append(float(log["loss"]))
+        trainer.train_step(samples)
     found["parameters"] = everyones_experts(trainer, dict(trainer.get_model().named_parameters()))
     return {
         key: value if isinstance(value, list) else {n: t.detach() for n, t in value.items()}
