@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from fairseq import utils
 from fairseq.data import data_utils
+from fairseq.nan_detector import NanDetector
 from fairseq.optim.fp16_optimizer import FP16Optimizer
 from fairseq.tasks import FairseqTask
 from fairseq.trainer import Trainer
@@ -114,11 +115,12 @@ def keep_expert_marks(build_fp32_params: Callable[..., Any]) -> Callable[..., An
     return build
 
 
-def tell_of_dummy_batches(train_step: Callable[..., Any]) -> Callable[..., Any]:
-    """Set ``is_dummy_batch`` of criterions that have it.
+def watch_batches(train_step: Callable[..., Any]) -> Callable[..., Any]:
+    """Set ``is_dummy_batch`` of criterions that have it, and note whether a loss of this rank was not finite.
 
     Reason: a rank that has run out of data gets a batch whose gradient fairseq ignores, so that ranks stay in step.
     Only the task hears of it, but its tokens must not enter the sums that the router losses of all ranks are made of.
+    And only here are losses still those of one rank; fairseq's message on NaN names none.
     """
 
     @wraps(train_step)
@@ -127,7 +129,10 @@ def tell_of_dummy_batches(train_step: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         if hasattr(criterion, "is_dummy_batch"):
             criterion.is_dummy_batch = ignore_grad
-        return train_step(task, sample, model, criterion, optimizer, update_num, ignore_grad)
+        loss, sample_size, log = train_step(task, sample, model, criterion, optimizer, update_num, ignore_grad)
+        # no synchronisation with a GPU here: read when something has gone wrong
+        task.any_loss_not_finite = getattr(task, "any_loss_not_finite", False) | ~torch.isfinite(loss.detach())
+        return loss, sample_size, log
 
     return step
 
@@ -167,15 +172,57 @@ def check_before_training(init: Callable[..., None]) -> Callable[..., None]:
     return checked
 
 
-def stop_out_of_memory(train_step: Callable[..., Any]) -> Callable[..., Any]:
-    """End the process that runs out of memory where others wait for its tokens.
+def keep_crashes_apart(save_checkpoint: Callable[..., None]) -> Callable[..., None]:
+    """Give every rank its own ``crash.pt``.
 
-    Reason: fairseq leaves out the batch on this rank and goes on, while the others wait in an all-to-all for ever.
+    Reason: fairseq writes it when gradients are not finite. Ranks that save experts would all write the same file, and
+    fail with a FileNotFoundError instead of saying what is wrong.
+    """
+
+    @wraps(save_checkpoint)
+    def save(trainer: Any, filename: str, extra_state: dict[str, Any]) -> None:
+        if trainer.shares_experts and filename.endswith("crash.pt"):
+            filename = filename.removesuffix(".pt") + trainer.checkpoint_suffix + ".pt"
+        save_checkpoint(trainer, filename, extra_state)
+
+    return save
+
+
+def look_for_nan_forward(init: Callable[..., None]) -> Callable[..., None]:
+    """Let fairseq's search for the module that makes NaN look at forward passes only.
+
+    Reason: its backward hooks fail under torch ≥ 2 on any Transformer, whose encoder returns a dictionary of lists
+    (StopIteration), and that error hides the real one.
+    """
+
+    @wraps(init)
+    def forward_only(detector: Any, model: Any, forward: bool = True, backward: bool = True) -> None:
+        init(detector, model, forward, backward=False)
+
+    return forward_only
+
+
+def fail_as_one(train_step: Callable[..., Any]) -> Callable[..., Any]:
+    """End the process that runs out of memory where others wait for its tokens, and say whose loss is not finite.
+
+    Reason: fairseq leaves out a batch that is too large on this rank and goes on, while the others wait in an
+    all-to-all for ever. Gradients of one rank that are not finite are everybody's: all ranks stop with the same words.
     """
 
     @wraps(train_step)
     def step(trainer: Any, samples: Any, raise_oom: bool = False) -> Any:
-        return train_step(trainer, samples, raise_oom or trainer.shares_experts)
+        try:
+            return train_step(trainer, samples, raise_oom or trainer.shares_experts)
+        except FloatingPointError as error:
+            if not trainer.shares_experts:
+                raise
+            mine = torch.zeros(dist.get_world_size())
+            mine[dist.get_rank()] = trainer.task.any_loss_not_finite
+            guilty = sum_over_ranks(mine.to(trainer.device)).nonzero().flatten().tolist()
+            whose = f"the loss of rank {', '.join(map(str, guilty))}" if guilty else "no loss, but a gradient"
+            raise FloatingPointError(
+                f"in update {trainer.get_num_updates() + 1} {whose} was not finite; {error}"
+            ) from error
 
     return step
 
@@ -194,8 +241,10 @@ def wait_for_gloo(seconds: float = 0.5) -> None:
 allow_fairseq_checkpoints()
 atexit.register(wait_for_gloo)
 Trainer.__init__ = check_before_training(Trainer.__init__)
-Trainer.train_step = stop_out_of_memory(Trainer.train_step)
-FairseqTask.train_step = tell_of_dummy_batches(FairseqTask.train_step)
+Trainer.train_step = fail_as_one(Trainer.train_step)
+NanDetector.__init__ = look_for_nan_forward(NanDetector.__init__)
+Trainer.save_checkpoint = keep_crashes_apart(Trainer.save_checkpoint)
+FairseqTask.train_step = watch_batches(FairseqTask.train_step)
 utils.clip_grad_norm_ = clip_experts_too(utils.clip_grad_norm_)
 FP16Optimizer.build_fp32_params = classmethod(keep_expert_marks(FP16Optimizer.build_fp32_params))
 data_utils.batch_by_size = keep_last_batch(data_utils.batch_by_size)

@@ -38,6 +38,11 @@ def _problems(config: Any) -> list[tuple[bool, str]]:
             "--use-bmuf averages all parameters over ranks, but their experts are different; leave it out.",
         ),
         (
+            getattr(config.model, "moec_evaluation", None) == "exchanged" and getattr(config.task, "eval_bleu", False),
+            "--moec-evaluation exchanged makes ranks wait for each other at every step, but with --eval-bleu they make "
+            "different numbers of steps; leave one of them out.",
+        ),
+        (
             distributed.distributed_backend == "mpi",
             "--distributed-backend mpi has no all-to-all with unequal splits; give nccl (GPUs) or gloo (CPU).",
         ),

@@ -2,7 +2,7 @@
 # Trains with a YAML file: one process, several on this machine, or this machine's part of a larger job.
 #
 # Usage: bash scripts/train.sh [--active-env] CONFIG [KEY=VALUE ...] [--processes W] [--dry-run]
-#                              [--nodes M --node-rank K --master HOST:PORT] [--logs DIR]
+#                              [--nodes M --node-rank K --master HOST:PORT] [--logs DIR] [--patience S]
 #
 #   CONFIG         path of a YAML file, or a name in configs/
 #   KEY=VALUE      values of the file to replace, such as task.data=BIN optimization.max_update=1000
@@ -10,6 +10,7 @@
 #   --nodes M --node-rank K --master HOST:PORT
 #                  M machines start W processes each; rank 0 listens at HOST:PORT of machine 0
 #   --logs DIR     one log for each rank; default: logs
+#   --patience S   seconds after which ranks give up waiting for lost ones; default: 1800
 #   --dry-run      show the commands and run nothing
 #   --active-env   use the environment that is active now instead of .venv in the checkout
 #   --help         show this text

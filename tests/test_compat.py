@@ -42,6 +42,18 @@ def test_no_encoder_layer_takes_a_fused_path(build):
     assert [layer.can_use_fastpath for layer in encoder.layers] == [False, False]
 
 
+def test_nan_is_found_although_the_encoder_returns_a_dictionary(build, caplog):
+    from fairseq.nan_detector import NanDetector
+
+    model = build("--encoder-moe-layers", "1").model
+    tokens = torch.tensor([[4, 5, 2]])
+    model.decoder.layers[0].fc1.weight.data.fill_(float("nan"))
+    with NanDetector(model):
+        output, _ = model(tokens, torch.tensor([3]), tokens)
+        output.sum().backward()
+    assert "NaN detected in output of decoder.layers.0.fc1" in caplog.text
+
+
 @pytest.mark.parametrize("sentences", [1, 7, 8, 12, 24, 25])
 @pytest.mark.parametrize("limits", [{"max_tokens": 40}, {"max_sentences": 1}, {"max_sentences": 16}])
 def test_batches_hold_every_sentence_once(sentences, limits):

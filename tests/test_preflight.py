@@ -9,10 +9,10 @@ def config(**options):
     values = {
         "fp16": False, "fp16_no_flatten_grads": False, "memory_efficient_fp16": False, "cpu": False,
         "model_parallel_size": 1, "ddp_backend": "pytorch_ddp", "zero_sharding": "none", "use_bmuf": False,
-        "distributed_backend": "nccl", **options,
+        "distributed_backend": "nccl", "moec_evaluation": "gathered", "eval_bleu": False, **options,
     }  # fmt: skip
     everything = Namespace(**values)
-    return Namespace(common=everything, distributed_training=everything, optimization=everything)
+    return Namespace(**dict.fromkeys(("common", "distributed_training", "optimization", "model", "task"), everything))
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,7 @@ def config(**options):
         ({"model_parallel_size": 2}, "--model-parallel-size 2"),
         ({"use_bmuf": True}, "--use-bmuf"),
         ({"distributed_backend": "mpi"}, "give nccl"),
+        ({"moec_evaluation": "exchanged", "eval_bleu": True}, "--moec-evaluation exchanged .* leave one of them out"),
     ],
 )
 def test_what_cannot_work_is_refused_with_the_way_out(options, way_out):
@@ -39,6 +40,8 @@ def test_what_cannot_work_is_refused_with_the_way_out(options, way_out):
         {},
         {"fp16": True, "fp16_no_flatten_grads": True},
         {"fp16": True, "memory_efficient_fp16": True},
+        {"moec_evaluation": "exchanged"},
+        {"eval_bleu": True},
         {"ddp_backend": "legacy_ddp", "cpu": True, "distributed_backend": "gloo"},
     ],
 )

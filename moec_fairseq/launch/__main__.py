@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from moec_fairseq.launch.command import find_config, rank_command
+from moec_fairseq.launch.command import check_nothing_missing, find_config, rank_command
 from moec_fairseq.launch.job import (
     Job,
     from_options,
@@ -35,16 +35,35 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--logs", type=Path, default=Path("logs"), metavar="DIR", help="one log for each rank (default: logs)"
     )
+    parser.add_argument(
+        "--patience",
+        type=int,
+        default=1800,
+        metavar="SECONDS",
+        help="how long ranks wait for lost ones (default: 1800)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="show the commands and run nothing")
     return parser
 
 
 def _job(options: argparse.Namespace, gpus: int) -> Job:
-    if is_started_by_torchrun(os.environ):
-        return from_torchrun(os.environ)
-    if is_started_by_srun(os.environ):
-        return from_slurm(os.environ)
+    for is_started, starter, make in (
+        (is_started_by_torchrun, "torchrun", from_torchrun),
+        (is_started_by_srun, "srun", from_slurm),
+    ):
+        if is_started(os.environ):
+            if options.processes is not None or options.nodes != 1:
+                raise ValueError(
+                    f"--processes and --nodes are for starting without {starter}, which has started this process as "
+                    "one of its own; leave them out, and tell it how many there are."
+                )
+            return make(os.environ)
     processes = options.processes if options.processes is not None else max(1, gpus)
+    if 0 < gpus < processes:
+        raise ValueError(
+            f"--processes is {processes}, but this machine has {gpus} GPU(s), one for each process; give fewer, or "
+            "common.cpu=true."
+        )
     job = from_options(processes, options.nodes, options.node_rank, options.master)
     if job.world_size > 1 and job.master is None:
         job = replace(job, master=f"127.0.0.1:{_free_port()}")
@@ -63,10 +82,13 @@ def main() -> None:
     wrong = [override for override in options.overrides if "=" not in override]
     if wrong:
         raise ValueError(f"{wrong[0]} is no override; give KEY=VALUE, such as optimization.max_update=1000.")
-    gpus = torch.cuda.device_count()
+    if options.patience < 1:
+        raise ValueError(f"--patience is {options.patience}, but must be 1 second or more.")
+    gpus = 0 if "common.cpu=true" in map(str.lower, options.overrides) else torch.cuda.device_count()
     job = _job(options, gpus)
     config = find_config(options.config, options.configs)
-    commands = {rank: rank_command(job, rank, config, options.overrides, gpus) for rank in job.ranks}
+    check_nothing_missing(config, options.overrides)
+    commands = {rank: rank_command(job, rank, config, options.overrides, gpus, options.patience) for rank in job.ranks}
     threads = max(1, int(os.environ.get("OMP_NUM_THREADS", "1")) // len(job.ranks))
     # with torchrun's own variables torch would look for its agent's store at our port
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")}

@@ -1,8 +1,11 @@
 """The command line of one rank."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
 
 import moec_fairseq
 from moec_fairseq.launch.job import Job
@@ -23,8 +26,37 @@ def find_config(name: str, folder: Path) -> Path:
     raise ValueError(f"there is no configuration {name}; give the path of a YAML file, or one of {folder}: {known}.")
 
 
-def rank_command(job: Job, rank: int, config: Path, overrides: Sequence[str], gpus: int) -> list[str]:
-    """Return the command of ``rank``; overrides of the user come last and win."""
+def check_nothing_missing(config: Path, overrides: Sequence[str]) -> None:
+    """Check that every value the YAML file leaves to the user (???) is given.
+
+    Raises:
+        ValueError: one is not; names it.
+    """
+    given = {override.lstrip("+").partition("=")[0] for override in overrides} | {"common.user_dir"}
+    for key in _left_open(OmegaConf.to_container(OmegaConf.load(config))):
+        if key not in given:
+            raise ValueError(f"{key} is missing, which {config} leaves to you; give {key}=VALUE.")
+
+
+def _left_open(content: Any, path: str = "") -> Iterator[str]:
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield from _left_open(value, f"{path}.{key}" if path else key)
+    elif content == "???":
+        yield path
+
+
+def rank_command(job: Job, rank: int, config: Path, overrides: Sequence[str], gpus: int, patience: int) -> list[str]:
+    """Return the command of ``rank``; overrides of the user come last and win.
+
+    Args:
+        job: all ranks, and where they meet.
+        rank: the one to start.
+        config: the YAML file.
+        overrides: KEY=VALUE.
+        gpus: GPUs that the processes of this machine see; 0 for training on the CPU.
+        patience: seconds that a rank waits for the others.
+    """
     own = [
         f"common.user_dir={ROOT}",
         # stay where the user stands, so that relative paths mean what he means
@@ -36,7 +68,8 @@ def rank_command(job: Job, rank: int, config: Path, overrides: Sequence[str], gp
         own.append("common.cpu=true")
     own.append(f"distributed_training.distributed_world_size={job.world_size}")
     if job.world_size > 1:
-        device = job.first_device + job.ranks.index(rank)
+        # srun may show every task its own GPU only
+        device = (job.first_device + job.ranks.index(rank)) % max(gpus, 1)
         own += [
             f"distributed_training.distributed_rank={rank}",
             f"distributed_training.distributed_init_method=tcp://{job.master}",
@@ -45,5 +78,5 @@ def rank_command(job: Job, rank: int, config: Path, overrides: Sequence[str], gp
             f"distributed_training.distributed_backend={'nccl' if gpus else 'gloo'}",
             "distributed_training.ddp_backend=legacy_ddp",
         ]
-    train = Path(sys.executable).with_name("fairseq-hydra-train")
-    return [str(train), "--config-dir", str(config.parent), "--config-name", config.stem, *own, *overrides]
+    train = [sys.executable, "-m", "moec_fairseq.launch.rank", str(patience)]
+    return [*train, "--config-dir", str(config.parent), "--config-name", config.stem, *own, *overrides]

@@ -50,8 +50,8 @@ def first_host(node_list: str) -> str:
 
 def from_slurm(environment: Mapping[str, str]) -> Job:
     """Return the one rank that srun has started; the port is made of the job's number."""
-    rank, world_size = _number(environment, "SLURM_PROCID"), _number(environment, "SLURM_NTASKS")
-    hosts = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST") or ""
+    rank, world_size = _number(environment, "SLURM_PROCID"), _number(environment, "SLURM_STEP_NUM_TASKS")
+    hosts = environment.get("SLURM_STEP_NODELIST", "")
     port = 20000 + _number(environment, "SLURM_JOB_ID") % 20000
     return Job(world_size, range(rank, rank + 1), f"{first_host(hosts)}:{port}", _number(environment, "SLURM_LOCALID"))
 
@@ -80,5 +80,5 @@ def is_started_by_torchrun(environment: Mapping[str, str]) -> bool:
 
 
 def is_started_by_srun(environment: Mapping[str, str]) -> bool:
-    """Whether the variables of a task of srun are there, and there are several tasks."""
-    return "SLURM_PROCID" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1
+    """Whether this is one of several tasks of srun (the script that sbatch runs is none, but has a SLURM_PROCID)."""
+    return "SLURM_STEP_NODELIST" in environment and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1

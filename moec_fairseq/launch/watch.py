@@ -1,6 +1,7 @@
 """Runs processes side by side; when one ends badly, all end."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,11 +13,18 @@ from typing import IO
 
 PATIENCE = 10.0  # seconds between asking a process to end and killing it
 POLL = 0.2
+GRACE = 1.0  # seconds in which ranks that lose a partner end after it
+
+# what torch says in a rank whose partner has gone
+LOST_PARTNER = re.compile(
+    r"Connection (closed|reset) by|Broken pipe|Connection refused|Socket is not connected|DistBackendError|NCCL"
+)
 
 
-def last_words(log: Path) -> str:
-    """Return the line of a log that says best why its process failed."""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+def last_words(log: Path, start: int = 0) -> str:
+    """Return the line of a log, read from byte ``start``, that says best why its process failed."""
+    text = log.read_bytes()[start:].decode("utf-8", errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if line.split(":")[0].split(".")[-1].endswith(("Error", "Exception"))]
     return (errors or lines or ["no output"])[-1]
 
@@ -71,6 +79,8 @@ def run(
     """
     logs.mkdir(parents=True, exist_ok=True)
     paths = {rank: logs / f"rank-{rank}.log" for rank in commands}
+    # a log goes on where that of the run before ended
+    starts = {rank: path.stat().st_size if path.exists() else 0 for rank, path in paths.items()}
     processes: dict[int, subprocess.Popen[bytes]] = {}
     copiers = []
     try:
@@ -85,33 +95,43 @@ def run(
             )
             processes[rank] = process
             assert process.stdout is not None
-            copier = Thread(target=_copy, args=(process.stdout, paths[rank].open("wb"), rank == min(commands)))
+            copier = Thread(target=_copy, args=(process.stdout, paths[rank].open("ab"), rank == min(commands)))
             copier.start()
             copiers.append(copier)
-        failed = _first_failure(processes)
+        bad = _failures(processes)
     except BaseException:
         stop(list(processes.values()), patience)
         raise
-    if failed is not None:
+    if bad:
         stop(list(processes.values()), patience)
     for copier in copiers:
         copier.join(patience)
-    if failed is not None:
-        rank, code = failed
+    if bad:
+        words = {rank: last_words(paths[rank], starts[rank]) for rank in bad}
+        rank = culprit(bad, words)
         raise RuntimeError(
-            f"Rank {rank} {ending(code)}: {last_words(paths[rank])} (its log is {paths[rank]}); all were stopped. "
+            f"Rank {rank} {ending(bad[rank])}: {words[rank]} (its log is {paths[rank]}); all were stopped. "
             "The last checkpoint is whole; start again to go on from it."
         )
 
 
-def _first_failure(processes: Mapping[int, "subprocess.Popen[bytes]"]) -> tuple[int, int] | None:
-    """Wait until all have ended well (None), or one has not: (rank, exit code)."""
+def culprit(codes: Mapping[int, int], words: Mapping[int, str]) -> int:
+    """Return the rank that failed first: one that a signal ended, else one that does not just miss another.
+
+    Args:
+        codes: exit codes of the ranks that failed.
+        words: what each of them said last.
+    """
+    return min(codes, key=lambda rank: (codes[rank] > 0, bool(LOST_PARTNER.search(words[rank])), rank))
+
+
+def _failures(processes: Mapping[int, "subprocess.Popen[bytes]"]) -> dict[int, int]:
+    """Wait until all have ended well, or some have not; return the exit codes of these by rank."""
     while True:
-        codes = {rank: process.poll() for rank, process in processes.items()}
-        bad = {rank: code for rank, code in codes.items() if code}
-        if bad:
-            # a rank that dies takes its partners along; a signal is the cause, an error may be the consequence
-            return min(bad.items(), key=lambda item: (item[1] > 0, item[0]))
-        if all(code == 0 for code in codes.values()):
-            return None
+        codes = [process.poll() for process in processes.values()]
+        if any(codes):
+            time.sleep(GRACE)  # who was seen first need not be who failed first
+            return {rank: code for rank, process in processes.items() if (code := process.poll())}
+        if all(code == 0 for code in codes):
+            return {}
         time.sleep(POLL)

@@ -101,6 +101,13 @@ class MoECTransformerConfig(FlatTransformerConfig):
             "of equal size"
         },
     )
+    moec_evaluation: ChoiceEnum(["gathered", "exchanged"]) = field(  # type: ignore[valid-type]  # noqa: F821
+        default="gathered",
+        metadata={
+            "help": "where the experts of several processes are at evaluation: all in every process, or, where their "
+            "memory is too small for that, where they are in training (no --eval-bleu then)"
+        },
+    )
     moec_token_shuffle: bool = field(
         default=False,
         metadata={

@@ -16,7 +16,7 @@ from moec_fairseq.models.layers import LAYOUTS
 from moec_fairseq.models.placement import moe_layer_indices
 from moec_fairseq.moe.clusters import ExpertClusters
 from moec_fairseq.moe.dispatch import LocalDispatcher
-from moec_fairseq.moe.exchange import DISPATCHERS
+from moec_fairseq.moe.exchange import DISPATCHERS, ExactDispatcher
 from moec_fairseq.moe.expert_dropout import ExpertDropout
 from moec_fairseq.moe.experts import Experts
 from moec_fairseq.moe.layer import MoELayer
@@ -83,6 +83,8 @@ class MoECTransformerModel(TransformerModelBase):
         dim = getattr(config, f"{side}_embed_dim")
         ffn_dim = config.moec_expert_ffn_embed_dim or getattr(config, f"{side}_ffn_embed_dim")
         clusters = ExpertClusters(config.moe_expert_count, config.moec_cluster_count)
+        partners = ranks if ranks is not None and ranks.shard.num_ranks > 1 else None
+        exchanged = partners if config.moec_evaluation == "exchanged" else None
         return MoELayer(
             Router(dim, clusters, config.moec_router, config.moec_router_dim, config.moe_gating_use_fp32),
             Experts(
@@ -92,10 +94,9 @@ class MoECTransformerModel(TransformerModelBase):
                 config.moec_sublayers,
                 utils.get_activation_fn(config.activation_fn),
                 ranks,
+                gather=exchanged is None,
             ),
-            LocalDispatcher(clusters.num_experts)
-            if ranks is None or ranks.shard.num_ranks == 1
-            else DISPATCHERS[config.moec_dispatch](ranks),
+            DISPATCHERS[config.moec_dispatch](partners) if partners else LocalDispatcher(clusters.num_experts),
             ExpertDropout(
                 config.moec_expert_dropout,
                 config.moec_expert_dropout_interval,
@@ -105,7 +106,8 @@ class MoECTransformerModel(TransformerModelBase):
             config.moe_capacity_factor,
             layer=len(self.moe_layers),
             book=self.book,
-            shuffle=TokenShuffle(ranks) if config.moec_token_shuffle and ranks and ranks.shard.num_ranks > 1 else None,
+            shuffle=TokenShuffle(partners) if config.moec_token_shuffle and partners else None,
+            evaluation_dispatcher=ExactDispatcher(exchanged) if exchanged else None,
         )
 
     @contextmanager

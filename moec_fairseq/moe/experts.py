@@ -70,7 +70,7 @@ class Experts(nn.Module):
 
     On several ranks this one keeps its shard. Training brings tokens to experts. Evaluation brings all experts to
     every rank, once for each time the model is switched to it, because ranks then make different numbers of steps
-    (beam search) and cannot wait for each other.
+    (beam search) and cannot wait for each other; or it does as training, where they are too many for that.
 
     Args:
         num_experts: N, all ranks together.
@@ -79,6 +79,7 @@ class Experts(nn.Module):
         sublayers: blocks per expert, 3 in the published WMT recipe.
         activation: the non-linearity.
         ranks: the processes that share the experts; None if there is one.
+        gather: whether evaluation brings all experts here.
 
     Raises:
         ValueError: fewer than one sublayer or hidden unit.
@@ -92,6 +93,7 @@ class Experts(nn.Module):
         sublayers: int = 1,
         activation: Activation = F.relu,
         ranks: Ranks | None = None,
+        gather: bool = True,
     ) -> None:
         super().__init__()
         if sublayers < 1:
@@ -101,6 +103,7 @@ class Experts(nn.Module):
         shard = Shard(num_experts) if ranks is None else ranks.shard
         self.sublayers = nn.ModuleList(ExpertSublayer(shard, dim, ffn_dim, activation) for _ in range(sublayers))
         self.ranks = ranks
+        self.gather = gather
         self._everyone: list[list[Tensor]] = []
         self._versions: list[int] = []
         if ranks is not None:
@@ -115,10 +118,11 @@ class Experts(nn.Module):
     def forward(self, tokens_AD: Tensor, counts_N: Tensor) -> Tensor:
         """Apply expert i to its ``counts_N[i]`` tokens; ``tokens_AD`` is grouped by expert.
 
-        The experts are those of this rank in training, all of them in evaluation.
+        The experts are those of this rank in training, all of them in evaluation (if they are gathered).
         """
         counts = counts_N.tolist()
-        gathered = self._gathered() if not self.training and self.ranks is not None else [None] * len(self.sublayers)
+        all_here = self.gather and not self.training and self.ranks is not None
+        gathered = self._gathered() if all_here else [None] * len(self.sublayers)
         for sublayer, parameters in zip(self.sublayers, gathered, strict=True):
             tokens_AD = sublayer(tokens_AD, counts, parameters)
         return tokens_AD

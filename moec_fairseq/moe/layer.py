@@ -23,12 +23,13 @@ class MoELayer(nn.Module):
     Args:
         router: assigns tokens to experts.
         experts: the bank of experts.
-        dispatcher: brings tokens to their experts and back while training; at evaluation all experts are here.
+        dispatcher: brings tokens to their experts and back while training.
         dropout: which experts are in play while training.
         capacity_factor: while training an expert takes at most capacity_factor × T tokens; no limit at evaluation.
         layer: number of this MoE layer in the model, from 0; layers draw their survivors independently.
         book: takes the routing records for the criterion.
         shuffle: sends tokens to random ranks before they are routed, while training; None: they stay.
+        evaluation_dispatcher: brings tokens to their experts at evaluation; None: all experts are here.
 
     Raises:
         ValueError: a capacity factor that is not positive and finite.
@@ -44,6 +45,7 @@ class MoELayer(nn.Module):
         layer: int = 0,
         book: RecordBook | None = None,
         shuffle: TokenShuffle | None = None,
+        evaluation_dispatcher: Dispatcher | None = None,
     ) -> None:
         super().__init__()
         if not 0 < capacity_factor < math.inf:
@@ -55,7 +57,7 @@ class MoELayer(nn.Module):
         self.router = router
         self.experts = experts
         self.dispatcher = dispatcher
-        self.local_dispatcher = LocalDispatcher(router.clusters.num_experts)
+        self.evaluation_dispatcher = evaluation_dispatcher or LocalDispatcher(router.clusters.num_experts)
         self.dropout = dropout
         self.capacity_factor = capacity_factor
         self.layer = layer
@@ -96,7 +98,7 @@ class MoELayer(nn.Module):
     def _difference(self, tokens_TD: Tensor) -> Tensor:
         routing = self.router(tokens_TD, self.experts_in_play(tokens_TD.device))
         capacity = max(1, int(self.capacity_factor * len(tokens_TD))) if self.training else None
-        dispatcher = self.dispatcher if self.training else self.local_dispatcher
+        dispatcher = self.dispatcher if self.training else self.evaluation_dispatcher
         dispatched = dispatcher.dispatch(tokens_TD, routing.expert_T, capacity)
         outputs_AD = self.experts(dispatched.tokens_AD, dispatched.counts_N).to(tokens_TD.dtype)
         difference_TD = dispatcher.combine(outputs_AD - dispatched.tokens_AD, dispatched, len(tokens_TD))

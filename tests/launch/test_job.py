@@ -12,7 +12,7 @@ from moec_fairseq.launch.job import (
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}
 SLURM = {
-    "SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_STEP_NODELIST": "gpu[07-08]",
+    "SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1", "SLURM_STEP_NODELIST": "gpu[07-08]",
     "SLURM_JOB_ID": "123456",
 }  # fmt: skip
 
@@ -25,7 +25,9 @@ def test_torchrun():
 
 
 def test_slurm():
-    assert is_started_by_srun(SLURM) and not is_started_by_srun(SLURM | {"SLURM_NTASKS": "1"})
+    assert is_started_by_srun(SLURM) and not is_started_by_srun(SLURM | {"SLURM_STEP_NUM_TASKS": "1"})
+    # what sbatch sets for its script, before any srun
+    assert not is_started_by_srun({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_NODELIST": "gpu[07-08]"})
     assert from_slurm(SLURM) == Job(8, range(5, 6), "gpu07:23456", 1)
 
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from moec_fairseq.launch.watch import last_words, run
+from moec_fairseq.launch.watch import culprit, last_words, run
 
 WELL = "print('done')"
 SLEEP = "import time; time.sleep(60)"
@@ -43,8 +43,22 @@ def test_one_ends_badly(tmp_path, code, sentence, other):
 def test_the_killed_one_is_named_not_those_that_lost_it(tmp_path):
     lost = "import time; time.sleep(0.5); raise RuntimeError('Connection closed by peer')"
     killed = "import os, time; time.sleep(0.5); os.kill(os.getpid(), 9)"
-    with pytest.raises(RuntimeError, match="Rank"):
+    with pytest.raises(RuntimeError, match="Rank 1 was killed"):
         run({0: python(lost), 1: python(killed)}, tmp_path, os.environ, patience=1)
+
+
+def test_who_only_lost_a_partner_is_not_to_blame():
+    words = {0: "RuntimeError: [..] Connection closed by peer [127.0.0.1]:4", 1: "ValueError: no such data", 2: "x"}
+    assert culprit({0: 1, 1: 1}, words) == 1
+    assert culprit({0: 1, 1: 1, 2: -9}, words) == 2
+    assert culprit({0: 1}, words) == 0
+
+
+def test_a_log_goes_on_where_the_last_run_ended(tmp_path):
+    (tmp_path / "rank-0.log").write_text("OldError: yesterday\n")
+    with pytest.raises(RuntimeError, match="exit code 3: today"):
+        run({0: python("print('today'); raise SystemExit(3)")}, tmp_path, os.environ)
+    assert (tmp_path / "rank-0.log").read_text() == "OldError: yesterday\ntoday\n"
 
 
 def test_children_of_a_rank_end_too(tmp_path):

@@ -1,8 +1,11 @@
 """scripts/train.sh: the commands it makes, and a real job of two machines (torchrun agents on this one)."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -44,16 +47,15 @@ def test_dry_run_of_two_processes(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+SLURM = {
+    "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1", "SLURM_STEP_NODELIST": "n[1-2]",
+    "SLURM_JOB_ID": "7",
+}  # fmt: skip
+
+
 def test_dry_run_as_a_task_of_slurm(tmp_path):
-    slurm = {
-        "SLURM_PROCID": "3",
-        "SLURM_NTASKS": "4",
-        "SLURM_LOCALID": "1",
-        "SLURM_STEP_NODELIST": "n[1-2]",
-        "SLURM_JOB_ID": "7",
-    }
-    (line,) = train("moec_transformer", "--dry-run", cwd=tmp_path, **slurm).stdout.strip().splitlines()
-    assert "distributed_rank=3" in line and "tcp://n1:20007" in line and "device_id=1" in line
+    (line,) = train("moec_transformer", "task.data=x", "--dry-run", cwd=tmp_path, **SLURM).stdout.strip().splitlines()
+    assert "distributed_rank=3" in line and "tcp://n1:20007" in line
 
 
 @pytest.mark.parametrize(
@@ -62,12 +64,77 @@ def test_dry_run_as_a_task_of_slurm(tmp_path):
         (["missing"], "there is no configuration missing; give the path of a YAML file"),
         (["moec_transformer", "--processes", "0"], "--processes is 0"),
         (["moec_transformer", "word"], "word is no override; give KEY=VALUE"),
+        (["moec_transformer", "--patience", "0"], "--patience is 0, but must be 1 second or more"),
+        (["moec_transformer"], "task.data is missing"),
     ],
 )
 def test_bad_input_ends_in_one_sentence(tmp_path, arguments, sentence):
     done = train(*arguments, cwd=tmp_path)
     assert done.returncode == 1
     assert sentence in done.stderr.strip().splitlines()[-1] and "Traceback" not in done.stderr
+
+
+def test_numbers_of_processes_are_for_starting_by_hand(tmp_path):
+    done = train("moec_transformer", "--processes", 2, cwd=tmp_path, **SLURM)
+    assert done.returncode == 1 and "--processes and --nodes are for starting without srun" in done.stderr
+
+
+def start(*arguments: object, cwd: Path) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "moec_fairseq.launch", *arguments, "--configs", SCRIPT.parents[1] / "configs"]
+    return subprocess.Popen(
+        list(map(str, command)), cwd=cwd, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def running(folder: Path) -> list[int]:
+    """Return the processes that train below a folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if (entry / "cwd").readlink() == folder and b"launch.rank" in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+        except OSError:
+            pass
+    return sorted(found)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_machine_that_never_comes(tmp_path, reversal_data):
+    job = start(
+        "moec_transformer", f"task.data={reversal_data}", *SMALL, "--nodes", 2, "--node-rank", 0,
+        "--master", f"127.0.0.1:{free_port()}", "--patience", 3, cwd=tmp_path,
+    )  # fmt: skip
+    _, said = job.communicate(timeout=100)
+    assert job.returncode == 1 and "Rank 0 failed" in said and "imed out" in said
+
+
+def test_a_rank_that_hangs_and_a_launcher_that_dies(tmp_path, reversal_data):
+    endless = [*(s for s in SMALL if "max_update" not in s), "optimization.max_update=100000", "common.log_interval=1"]
+    run = ("moec_transformer", f"task.data={reversal_data}", *endless, "--processes", 2)
+    log = tmp_path / "logs" / "rank-0.log"
+
+    def trains() -> bool:
+        return log.exists() and "num_updates=5," in log.read_text().replace('"', "").replace(": ", "=")
+
+    job = start(*run, "--patience", 5, cwd=tmp_path)
+    wait_for(trains)
+    # as a machine that has vanished: no connection is closed
+    os.kill(running(tmp_path)[1], signal.SIGSTOP)
+    _, said = job.communicate(timeout=100)
+    assert job.returncode == 1 and "Rank 0 failed" in said and "imed out" in said
+    assert running(tmp_path) == []
+
+    log.unlink()
+    job = start(*run, cwd=tmp_path)
+    wait_for(trains)
+    job.kill()
+    wait_for(lambda: running(tmp_path) == [], 20)
 
 
 def test_two_machines_started_by_torchrun_train_one_model(tmp_path, reversal_data):
