@@ -4,13 +4,15 @@ import argparse
 import atexit
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from fairseq import utils
+from fairseq import checkpoint_utils, utils
 from fairseq.data import data_utils
 from fairseq.nan_detector import NanDetector
 from fairseq.optim.fp16_optimizer import FP16Optimizer
@@ -20,6 +22,7 @@ from omegaconf import open_dict
 from torch import Tensor
 
 from moec_fairseq import preflight
+from moec_fairseq.checkpoint.together import check_one_update, finish_renaming, renamed_together
 from moec_fairseq.moe.ranks import sum_over_ranks
 
 Batches = Callable[..., list[Any]]
@@ -172,6 +175,39 @@ def check_before_training(init: Callable[..., None]) -> Callable[..., None]:
     return checked
 
 
+def save_together(save_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+    """Let the files of all ranks get their names together.
+
+    Reason: each rank that saves experts renames its own when it is written; a training killed in between would go on
+    from two different updates, and hang at the end.
+    """
+
+    @wraps(save_checkpoint)
+    def save(cfg: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
+        with renamed_together() if trainer.shares_experts else nullcontext():
+            return save_checkpoint(cfg, trainer, *args, **kwargs)
+
+    return save
+
+
+def load_together(load_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+    """Make sure that all ranks go on from the same update.
+
+    Reason: fairseq loads what each rank finds; see ``save_together``.
+    """
+
+    @wraps(load_checkpoint)
+    def load(cfg: Any, trainer: Any, **kwargs: Any) -> Any:
+        if trainer.shares_experts:
+            folder, suffix = Path(cfg.save_dir), trainer.checkpoint_suffix
+            finish_renaming(folder, suffix)
+            own = cfg.restore_file.replace(".pt", f"{suffix}.pt")
+            check_one_update(folder / own if cfg.restore_file == "checkpoint_last.pt" else Path(own))
+        return load_checkpoint(cfg, trainer, **kwargs)
+
+    return load
+
+
 def keep_crashes_apart(save_checkpoint: Callable[..., None]) -> Callable[..., None]:
     """Give every rank its own ``crash.pt``.
 
@@ -243,6 +279,8 @@ atexit.register(wait_for_gloo)
 Trainer.__init__ = check_before_training(Trainer.__init__)
 Trainer.train_step = fail_as_one(Trainer.train_step)
 NanDetector.__init__ = look_for_nan_forward(NanDetector.__init__)
+checkpoint_utils.save_checkpoint = save_together(checkpoint_utils.save_checkpoint)
+checkpoint_utils.load_checkpoint = load_together(checkpoint_utils.load_checkpoint)
 Trainer.save_checkpoint = keep_crashes_apart(Trainer.save_checkpoint)
 FairseqTask.train_step = watch_batches(FairseqTask.train_step)
 utils.clip_grad_norm_ = clip_experts_too(utils.clip_grad_norm_)

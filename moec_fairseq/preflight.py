@@ -38,6 +38,11 @@ def _problems(config: Any) -> list[tuple[bool, str]]:
             "--use-bmuf averages all parameters over ranks, but their experts are different; leave it out.",
         ),
         (
+            config.checkpoint.write_checkpoints_asynchronously,
+            "--write-checkpoints-asynchronously would leave files of different updates after a kill, because nobody "
+            "knows when all ranks have written theirs; leave it out.",
+        ),
+        (
             getattr(config.model, "moec_evaluation", None) == "exchanged" and getattr(config.task, "eval_bleu", False),
             "--moec-evaluation exchanged makes ranks wait for each other at every step, but with --eval-bleu they make "
             "different numbers of steps; leave one of them out.",

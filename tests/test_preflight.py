@@ -9,10 +9,13 @@ def config(**options):
     values = {
         "fp16": False, "fp16_no_flatten_grads": False, "memory_efficient_fp16": False, "cpu": False,
         "model_parallel_size": 1, "ddp_backend": "pytorch_ddp", "zero_sharding": "none", "use_bmuf": False,
-        "distributed_backend": "nccl", "moec_evaluation": "gathered", "eval_bleu": False, **options,
+        "distributed_backend": "nccl", "moec_evaluation": "gathered", "eval_bleu": False,
+        "write_checkpoints_asynchronously": False, **options,
     }  # fmt: skip
     everything = Namespace(**values)
-    return Namespace(**dict.fromkeys(("common", "distributed_training", "optimization", "model", "task"), everything))
+    return Namespace(
+        **dict.fromkeys(("common", "distributed_training", "optimization", "model", "task", "checkpoint"), everything)
+    )
 
 
 @pytest.mark.parametrize(
@@ -26,6 +29,7 @@ def config(**options):
         ({"model_parallel_size": 2}, "--model-parallel-size 2"),
         ({"use_bmuf": True}, "--use-bmuf"),
         ({"distributed_backend": "mpi"}, "give nccl"),
+        ({"write_checkpoints_asynchronously": True}, "--write-checkpoints-asynchronously"),
         ({"moec_evaluation": "exchanged", "eval_bleu": True}, "--moec-evaluation exchanged .* leave one of them out"),
     ],
 )

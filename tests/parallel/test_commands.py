@@ -1,13 +1,16 @@
 """fairseq-train as two processes, through its command line."""
 
+import multiprocessing
 import os
+import random
 import re
-import signal
 import socket
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,45 +26,84 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def start(data: Path, save_dir: Path, world_size: int, *flags: object) -> list["subprocess.Popen[str]"]:
+# starts processes that have imported fairseq already, which takes most of the time of these runs
+forkserver = multiprocessing.get_context("forkserver")
+forkserver.set_forkserver_preload(["fairseq_cli.train", "moec_fairseq"])
+
+
+def fairseq_train(arguments: list[str], log: Path) -> None:
+    """Be ``fairseq-train``."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    with log.open("a") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    sys.argv = ["fairseq-train", *arguments]
+    from fairseq_cli.train import cli_main
+
+    cli_main()
+
+
+def start(data: Path, save_dir: Path, world_size: int, *flags: object) -> list[Any]:
     port = free_port()
     save_dir.mkdir(parents=True, exist_ok=True)
     processes = []
     for rank in range(world_size):
-        command = [
-            Path(sys.executable).with_name("fairseq-train"), data, "-s", "src", "-t", "tgt",
+        arguments = [
+            data, "-s", "src", "-t", "tgt",
             "--user-dir", ROOT / "moec_fairseq", "--arch", "moec_transformer_tiny", "--cpu", "--dropout", "0",
             "--criterion", "moec_label_smoothed_cross_entropy", "--label-smoothing", "0.1", "--optimizer", "adam",
             "--lr", "0.003", "--clip-norm", "1", "--max-tokens", "300", "--seed", "1", "--save-dir", save_dir,
             "--log-format", "simple", "--log-interval", "1", "--data-buffer-size", "0", "--moec-expert-dropout", "0.5",
-            "--moec-expert-dropout-interval", "5", "--distributed-world-size", world_size, "--distributed-rank", rank,
-            "--distributed-init-method", f"tcp://127.0.0.1:{port}", "--distributed-no-spawn",
-            "--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp", *flags,
+            "--moec-expert-dropout-interval", "5", *flags,
         ]  # fmt: skip
-        with (save_dir / f"rank-{rank}.log").open("a") as log:
-            processes.append(
-                subprocess.Popen(
-                    [str(part) for part in command], stdout=log, stderr=log, text=True,
-                    env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
-                )
-            )  # fmt: skip
+        if world_size > 1:
+            arguments += [
+                "--distributed-world-size", world_size, "--distributed-rank", rank, "--distributed-init-method",
+                f"tcp://127.0.0.1:{port}", "--distributed-no-spawn", "--distributed-backend", "gloo",
+                "--ddp-backend", "legacy_ddp",
+            ]  # fmt: skip
+        log = save_dir / f"rank-{rank}.log"
+        processes.append(forkserver.Process(target=fairseq_train, args=(list(map(str, arguments)), log)))
+        processes[-1].start()
     return processes
 
 
-def finish(processes: list["subprocess.Popen[str]"], save_dir: Path) -> None:
+def finish(processes: list[Any], save_dir: Path) -> None:
     for rank, process in enumerate(processes):
-        assert process.wait(180) == 0, (save_dir / f"rank-{rank}.log").read_text()[-3000:]
+        process.join(120)
+        code = process.exitcode
+        if code != 0:
+            for other in processes:
+                other.kill()
+        assert code == 0, (save_dir / f"rank-{rank}.log").read_text()[-3000:]
+
+
+def updates(save_dir: Path) -> int:
+    """Return the number of the last update in the log of rank 0."""
+    log = save_dir / "rank-0.log"
+    return int((re.findall(r"num_updates=(\d+)", log.read_text() if log.exists() else "") or ["0"])[-1])
 
 
 def model(save_dir: Path, name: str) -> dict[str, torch.Tensor]:
     return torch.load(save_dir / name, weights_only=True)["model"]
 
 
+def moec_checkpoint(*arguments: object) -> None:
+    command = [sys.executable, "-m", "moec_fairseq.checkpoint", *map(str, arguments)]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+SHORT = ("--max-update", 16)
+OFTEN = ("--max-update", 30, "--save-interval-updates", 1, "--keep-interval-updates", 1, "--no-epoch-checkpoints",
+         "--disable-validation")  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, reversal_data):
     save_dir = tmp_path_factory.mktemp("two") / "run"
     bleu = ("--eval-bleu", "--eval-bleu-args", '{"beam": 2}')
-    finish(start(reversal_data, save_dir, 2, "--max-update", 16, "--save-interval-updates", 8, *bleu), save_dir)
+    finish(start(reversal_data, save_dir, 2, *SHORT, *bleu), save_dir)
     return save_dir
 
 
@@ -84,16 +126,7 @@ def test_validation_with_beam_search_gives_a_score(undisturbed):
 
 def test_the_merged_checkpoint_is_the_sharded_model(undisturbed, reversal_data, fairseq, tmp_path):
     merged = tmp_path / "merged.pt"
-    command = [
-        sys.executable,
-        "-m",
-        "moec_fairseq.checkpoint",
-        "merge",
-        undisturbed / "checkpoint_last.pt",
-        "--out",
-        merged,
-    ]
-    subprocess.run(list(map(str, command)), check=True, capture_output=True)
+    moec_checkpoint("merge", undisturbed / "checkpoint_last.pt", "--out", merged)
     done = fairseq(
         "validate", reversal_data, "--user-dir", ROOT / "moec_fairseq", "--task", "translation", "--path", merged,
         "--valid-subset", "valid", "--cpu", "--max-tokens", 300,
@@ -103,24 +136,65 @@ def test_the_merged_checkpoint_is_the_sharded_model(undisturbed, reversal_data, 
     assert float(here) == pytest.approx(float(there), abs=0.002)
 
 
-def test_resuming_after_a_kill_goes_on_as_if_nothing_had_happened(undisturbed, reversal_data, tmp_path):
-    save_dir = tmp_path / "run"
-    flags = ("--max-update", 16, "--save-interval-updates", 8)
-    processes = start(reversal_data, save_dir, 2, *flags)
-    victim = 1
-    while (
-        not (save_dir / "checkpoint_last-rank-1.pt").exists() or not (save_dir / "checkpoint_last-rank-0.pt").exists()
-    ):
-        assert all(process.poll() is None for process in processes)
-        time.sleep(0.02)
-    processes[victim].send_signal(signal.SIGKILL)
-    # the other rank does not wait for ever
-    assert processes[1 - victim].wait(60) != 0
-    finish(start(reversal_data, save_dir, 2, *flags), save_dir)
+def test_ten_kills_change_nothing(reversal_data, tmp_path):
+    undisturbed, save_dir, chance = tmp_path / "undisturbed", tmp_path / "run", random.Random(1)
+    finish(start(reversal_data, undisturbed, 2, *OFTEN), undisturbed)
+    for until in range(2, 22, 2):
+        processes = start(reversal_data, save_dir, 2, *OFTEN)
+        while updates(save_dir) < until:
+            assert all(process.is_alive() for process in processes), (save_dir / "rank-0.log").read_text()[-3000:]
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 0.1))
+        victim = chance.randrange(2)
+        processes[victim].kill()
+        processes[1 - victim].join(60)  # does not wait for ever
+        assert processes[1 - victim].exitcode not in (0, None)
+    finish(start(reversal_data, save_dir, 2, *OFTEN), save_dir)
     for rank in (0, 1):
         resumed, expected = (model(d, f"checkpoint_last-rank-{rank}.pt") for d in (save_dir, undisturbed))
         for name, value in expected.items():
             torch.testing.assert_close(resumed[name], value, rtol=0, atol=0, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def losses(save_dir: Path) -> dict[int, float]:
+    """Return the loss of each update in the log of rank 0."""
+    found = re.findall(r" loss=([\d.]+),.* num_updates=(\d+)", (save_dir / "rank-0.log").read_text())
+    return {int(update): float(loss) for loss, update in found}
+
+
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_going_on_with_another_number_of_processes(reversal_data, tmp_path, ranks):
+    """Four batches make an update for each number of processes, always the same; router losses are those of fewer."""
+    flags = ("--max-sentences", 4, "--moec-expert-dropout", 0, "--moe-gate-loss-wt", 0, "--disable-validation")
+
+    def batches(world_size: int) -> tuple[object, ...]:
+        return (*flags, "--update-freq", 4 // world_size)
+
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    finish(start(reversal_data, whole, 2, *batches(2), "--max-update", 12, "--save-interval-updates", 6), whole)
+    moved.mkdir()
+    (name,) = {path.name.replace("-rank-0", "") for path in whole.glob("checkpoint_*_6-rank-0.pt")}
+    moec_checkpoint("reshard", whole / name, "--ranks", ranks, "--out", moved / "checkpoint_last.pt")
+    finish(start(reversal_data, moved, ranks, *batches(ranks), "--max-update", 12), moved)
+    there, here = losses(whole), losses(moved)
+    assert list(here) == list(range(7, 13))
+    assert here == pytest.approx({update: there[update] for update in here}, rel=1e-3)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_translations_do_not_depend_on_ranks_and_batches(undisturbed, reversal_data, fairseq, tmp_path, ranks):
+    one, many = tmp_path / "one.pt", tmp_path / "many"
+    moec_checkpoint("merge", undisturbed / "checkpoint_last.pt", "--out", one)
+    moec_checkpoint("reshard", undisturbed / "checkpoint_last.pt", "--ranks", ranks, "--out", many)
+    moec_checkpoint("merge", many, "--out", tmp_path / "again.pt")
+    found = []
+    for path, batch in ((one, 1), (tmp_path / "again.pt", 64)):
+        log = fairseq(
+            "generate", reversal_data, "--user-dir", ROOT / "moec_fairseq", "--cpu", "--path", path, "--beam", 3,
+            "--batch-size", batch, "--gen-subset", "valid",
+        ).stdout  # fmt: skip
+        found.append({number: text for number, text in re.findall(r"^H-(\d+)\t\S+\t(.*)$", log, flags=re.MULTILINE)})
+    assert len(found[0]) == 100 and found[0] == found[1]
 
 
 def test_wrong_numbers_of_processes_and_options_end_in_one_sentence(reversal_data, tmp_path):
@@ -134,5 +208,6 @@ def test_wrong_numbers_of_processes_and_options_end_in_one_sentence(reversal_dat
         save_dir = tmp_path / sentence[:5].strip()
         processes = start(reversal_data, save_dir, 2, *flags)
         for rank, process in enumerate(processes):
-            assert process.wait(60) != 0
+            process.join(60)
+            assert process.exitcode not in (0, None)
             assert sentence in (save_dir / f"rank-{rank}.log").read_text().strip().splitlines()[-1]

@@ -1,0 +1,100 @@
+"""Files of several ranks that get their names together: a training that is killed has them all from one update.
+
+Every rank writes NAME.pt.tmp; when all have, all rename. Who is killed between the renames of two ranks finds the rest
+complete under its temporary name, and gives it the right one before it goes on.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from fairseq import checkpoint_utils
+from fairseq.file_io import PathManager
+
+from moec_fairseq.checkpoint import settings
+from moec_fairseq.checkpoint.loading import load_state
+
+TEMPORARY = ".tmp"  # as fairseq adds it
+
+
+class _RenameTogether(PathManager):
+    """What fairseq uses to write checkpoints; waits for all ranks before a file gets its name."""
+
+    @staticmethod
+    def rename(src: str, dst: str) -> None:
+        dist.barrier()
+        PathManager.rename(src, dst)
+
+    @staticmethod
+    def copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
+        # fairseq would write over the old file, and leave a torn one if it is killed
+        PathManager.copy(src_path, dst_path + TEMPORARY, overwrite=True)
+        _RenameTogether.rename(dst_path + TEMPORARY, dst_path)
+        return True
+
+
+@contextmanager
+def renamed_together() -> Iterator[None]:
+    """Let the checkpoints that all ranks write in this context appear together."""
+    checkpoint_utils.PathManager = _RenameTogether
+    try:
+        yield
+    finally:
+        checkpoint_utils.PathManager = PathManager
+
+
+def finish_renaming(folder: Path, suffix: str) -> None:
+    """Bring the checkpoints of a folder to one update on all ranks; all must call this.
+
+    Args:
+        folder: where this rank saves.
+        suffix: what is added to the names of this rank's files.
+    """
+    own = {path.name.removesuffix(f"{suffix}.pt{TEMPORARY}") for path in folder.glob(f"*{suffix}.pt{TEMPORARY}")}
+    for name in sorted(set().union(*_of_all_ranks(own))):
+        path = folder / f"{name}{suffix}.pt"
+        updates = _of_all_ranks(num_updates(path))
+        part = path.with_name(path.name + TEMPORARY)
+        newest = max((u for u in updates if u is not None), default=None)
+        if len(set(updates)) > 1 and num_updates(path) != newest and num_updates(part) == newest:
+            part.replace(path)
+        dist.barrier()
+        part.unlink(missing_ok=True)
+
+
+def check_one_update(path: Path) -> None:
+    """Check that all ranks are about to load the same moment of a training; all must call this.
+
+    Args:
+        path: the file of this rank; all or none may be missing.
+
+    Raises:
+        ValueError: they are not; says which rank has what.
+    """
+    updates = _of_all_ranks(num_updates(path))
+    if len(set(updates)) > 1:
+        files = _of_all_ranks(str(path))
+        have = ", ".join(
+            f"{file} {'is missing or torn' if update is None else f'has seen {update} updates'}"
+            for file, update in zip(files, updates, strict=True)
+        )
+        raise ValueError(
+            f"the files to go on from are not of one checkpoint: {have}; give --restore-file with the name of another "
+            "checkpoint, or remove these to start anew."
+        )
+
+
+def num_updates(path: Path) -> int | None:
+    """Return the updates a checkpoint has seen; None for a file that is missing or torn."""
+    try:
+        return settings.num_updates(load_state(path, optimizer=False)) if path.is_file() else None
+    except ValueError:
+        return None
+
+
+def _of_all_ranks(value: Any) -> list[Any]:
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
