@@ -54,7 +54,7 @@ def start(data: Path, save_dir: Path, world_size: int, *flags: object) -> list[A
             "--user-dir", ROOT / "moec_fairseq", "--arch", "moec_transformer_tiny", "--cpu", "--dropout", "0",
             "--criterion", "moec_label_smoothed_cross_entropy", "--label-smoothing", "0.1", "--optimizer", "adam",
             "--lr", "0.003", "--clip-norm", "1", "--max-tokens", "300", "--seed", "1", "--save-dir", save_dir,
-            "--log-format", "simple", "--log-interval", "1", "--data-buffer-size", "0", "--moec-expert-dropout", "0.5",
+            "--log-format", "simple", "--log-interval", "1", "--num-workers", "0", "--moec-expert-dropout", "0.5",
             "--moec-expert-dropout-interval", "5", *flags,
         ]  # fmt: skip
         if world_size > 1:
@@ -181,20 +181,18 @@ def test_going_on_with_another_number_of_processes(reversal_data, tmp_path, rank
     assert here == pytest.approx({update: there[update] for update in here}, rel=1e-3)
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_translations_do_not_depend_on_ranks_and_batches(undisturbed, reversal_data, fairseq, tmp_path, ranks):
-    one, many = tmp_path / "one.pt", tmp_path / "many"
-    moec_checkpoint("merge", undisturbed / "checkpoint_last.pt", "--out", one)
-    moec_checkpoint("reshard", undisturbed / "checkpoint_last.pt", "--ranks", ranks, "--out", many)
-    moec_checkpoint("merge", many, "--out", tmp_path / "again.pt")
+def test_translations_do_not_depend_on_ranks_and_batches(undisturbed, reversal_data, fairseq, tmp_path):
     found = []
-    for path, batch in ((one, 1), (tmp_path / "again.pt", 64)):
+    for ranks, batch in ((1, 1), (2, 64), (4, 7)):
+        many, merged = tmp_path / f"{ranks}.pt", tmp_path / f"{ranks}-merged.pt"
+        moec_checkpoint("reshard", undisturbed / "checkpoint_last.pt", "--ranks", ranks, "--out", many)
+        moec_checkpoint("merge", many, "--out", merged)
         log = fairseq(
-            "generate", reversal_data, "--user-dir", ROOT / "moec_fairseq", "--cpu", "--path", path, "--beam", 3,
+            "generate", reversal_data, "--user-dir", ROOT / "moec_fairseq", "--cpu", "--path", merged, "--beam", 3,
             "--batch-size", batch, "--gen-subset", "valid",
         ).stdout  # fmt: skip
-        found.append({number: text for number, text in re.findall(r"^H-(\d+)\t\S+\t(.*)$", log, flags=re.MULTILINE)})
-    assert len(found[0]) == 100 and found[0] == found[1]
+        found.append(dict(re.findall(r"^H-(\d+)\t\S+\t(.*)$", log, flags=re.MULTILINE)))
+    assert len(found[0]) == 100 and found[0] == found[1] == found[2]
 
 
 def test_wrong_numbers_of_processes_and_options_end_in_one_sentence(reversal_data, tmp_path):
