@@ -2,6 +2,7 @@
 
 import inspect
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,23 @@ _OPTIONS: dict[str, Any] = {"mmap": True} if "mmap" in inspect.signature(torch.l
 if hasattr(torch.serialization, "add_safe_globals"):
     # older versions (before 2.5) cannot be told what a checkpoint of fairseq may hold, and load as fairseq does
     _OPTIONS["weights_only"] = True
+
+
+def check_undamaged(path: Path) -> None:
+    """Read a whole file and compare its checksums, which torch writes beside each tensor.
+
+    Raises:
+        ValueError: some of it has changed since it was written.
+    """
+    if not zipfile.is_zipfile(path):
+        return  # how torch wrote before version 1.6: has none
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except zipfile.BadZipFile as error:
+        damaged = str(error)
+    if damaged is not None:
+        raise ValueError(f"{path} is damaged ({damaged}); copy it again or take another checkpoint.")
 
 
 def load_state(path: Path, optimizer: bool = True) -> State:

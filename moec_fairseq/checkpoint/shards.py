@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from moec_fairseq.checkpoint import settings
 from moec_fairseq.checkpoint.files import Files, find_files, rank_paths, rank_suffix
-from moec_fairseq.checkpoint.loading import State, load_state
+from moec_fairseq.checkpoint.loading import State, check_undamaged, load_state
 from moec_fairseq.checkpoint.optimizer import BUFFER
 from moec_fairseq.checkpoint.places import Place, expert_tensors, place_name, shared_tensors
 from moec_fairseq.moe.shards import Shard
@@ -72,6 +72,7 @@ def open_checkpoint(path: Path, optimizer: bool = True) -> Checkpoint:
     num_experts = settings.num_experts(first)
     for rank, file in enumerate(tqdm(files.ranks.values(), desc="check", unit="file", leave=False, disable=None)):
         state = first if rank == 0 else load_state(file, optimizer)
+        check_undamaged(file)
         try:
             _check_rank(state, shard_of(num_experts, world_size, rank), files.sharded)
             if rank > 0:

@@ -153,3 +153,15 @@ def test_command_line(tmp_path, command):
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and "x-rank-1.pt" in done.stderr and done.stderr.count("\n") == 1
     assert names(tmp_path) == ["x-rank-0.pt"]
+
+
+def test_damage_in_the_middle(tmp_path):
+    path = save(tmp_path, "x", whole(4), 2)
+    damaged = tmp_path / "x-rank-1.pt"
+    content = bytearray(damaged.read_bytes())
+    value = load(damaged)["model"][W1].numpy().tobytes()
+    content[content.index(value)] ^= 1
+    damaged.write_bytes(content)
+    load(damaged)  # torch does not notice
+    with pytest.raises(ValueError, match=r"x-rank-1\.pt is damaged \(.*data/\d+\); copy it again"):
+        open_checkpoint(path)
