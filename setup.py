@@ -30,6 +30,7 @@ setup(
         "fairscale==0.4.13",
         "matplotlib>=3.6",
         "polib>=1.2",
+        "pyyaml>=5.1",
         "sacrebleu>=2.3",
         "sentencepiece>=0.1.99",
         "tabulate>=0.9",
@@ -37,7 +38,7 @@ setup(
         "tqdm>=4.60",
     ],
     extras_require={
-        "dev": ["hypothesis>=6", "mypy>=1.8", "pytest>=7", "ruff>=0.5", "types-tabulate", "types-tqdm"],
+        "dev": ["hypothesis>=6", "mypy>=1.8", "pytest>=7", "ruff>=0.5", "types-pyyaml", "types-tabulate", "types-tqdm"],
     },
     classifiers=[
         "License :: OSI Approved :: MIT License",

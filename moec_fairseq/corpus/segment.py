@@ -24,15 +24,12 @@ def segment(
     `out` gets spm.model, spm.vocab and {train,valid,test}.{source,target}, which have the lines of the originals.
     """
     check_languages(source, target)
-    if model_type not in MODEL_TYPES:
-        raise ValueError(f"model type {model_type!r} does not exist; choose from {', '.join(MODEL_TYPES)}")
-    if not 0.9 <= character_coverage <= 1:
-        raise ValueError(f"character coverage {character_coverage} is not possible; give a number from 0.9 to 1.0")
     paths = {split: parallel_paths(data, split, source, target) for split in SPLITS}
     for path in (path for pair in paths.values() for path in pair):
         check_file(path)
     out.mkdir(parents=True, exist_ok=True)
-    model = _train(paths["train"], vocab_size, model_type, character_coverage)
+    train_model(paths["train"], vocab_size, model_type, character_coverage, out / "spm.model")
+    model = sentencepiece.SentencePieceProcessor(model_file=str(out / "spm.model"))
     for split, texts in paths.items():
         pieces = parallel_paths(out, split, source, target)
         with complete_files(list(pieces)) as files:
@@ -42,15 +39,21 @@ def segment(
     with complete_files([out / "spm.vocab"]) as (file,):
         for index in range(model.get_piece_size()):
             file.write(f"{model.id_to_piece(index)}\t{model.get_score(index):g}\n")
-    part = out / ".spm.model.part"
-    part.write_bytes(model.serialized_model_proto())
-    part.replace(out / "spm.model")
     print(f"{model.get_piece_size()} pieces (asked for: at most {vocab_size}) in {out / 'spm.model'}")
 
 
-def _train(
-    texts: tuple[Path, Path], vocab_size: int, model_type: str, character_coverage: float
-) -> sentencepiece.SentencePieceProcessor:
+def train_model(
+    texts: tuple[Path, Path], vocab_size: int, model_type: str, character_coverage: float, out: Path
+) -> None:
+    """Learn pieces from both texts together, and write the model to ``out``.
+
+    Raises:
+        ValueError: sizes or types that are not possible; says what is.
+    """
+    if model_type not in MODEL_TYPES:
+        raise ValueError(f"model type {model_type!r} does not exist; choose from {', '.join(MODEL_TYPES)}")
+    if not 0.9 <= character_coverage <= 1:
+        raise ValueError(f"character coverage {character_coverage} is not possible; give a number from 0.9 to 1.0")
     model = io.BytesIO()
     sentencepiece.set_random_generator_seed(1)
     try:
@@ -67,7 +70,9 @@ def _train(
         )
     except (RuntimeError, OSError) as error:
         raise ValueError(_explain(str(error), vocab_size)) from None
-    return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    part = out.with_name(f".{out.name}.part")
+    part.write_bytes(model.getvalue())
+    part.replace(out)
 
 
 def _with_progress(texts: tuple[Path, Path]) -> Iterator[str]:

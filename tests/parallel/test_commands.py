@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import moec_fairseq  # noqa: F401  (what checkpoints may hold)
+from moec_fairseq.checkpoint.loading import load_state
 
 ROOT = Path(__file__).parents[2]
 
@@ -86,7 +87,7 @@ def updates(save_dir: Path) -> int:
 
 
 def model(save_dir: Path, name: str) -> dict[str, torch.Tensor]:
-    return torch.load(save_dir / name, weights_only=True)["model"]
+    return load_state(save_dir / name)["model"]
 
 
 def moec_checkpoint(*arguments: object) -> None:

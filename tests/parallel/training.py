@@ -104,7 +104,9 @@ def train(rank: int, world_size: int, folder: Path, flags: tuple[str, ...], opti
     def step(*args: Any, **kwargs: Any) -> Any:
         if "gradients" not in found:
             model = trainer.get_model()
-            found["gradients"] = everyones_experts(trainer, {n: p.grad for n, p in model.named_parameters()})
+            found["gradients"] = everyones_experts(
+                trainer, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+            )
         return optimizer_step(*args, **kwargs)
 
     clip_grad_norm = trainer.clip_grad_norm

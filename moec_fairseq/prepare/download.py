@@ -1,0 +1,118 @@
+"""Files from the web: downloads go on where they were broken off, and are checked."""
+
+import hashlib
+import http.client
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from tqdm import tqdm
+
+from moec_fairseq.prepare.recipe import Archive
+
+BLOCK = 1 << 20
+TRIES = 5  # in a row that bring nothing new
+TIMEOUT = 60.0  # seconds without a byte
+
+
+def download(archive: Archive, raw: Path) -> Path:
+    """Return the file of ``archive`` in the folder ``raw``, where it is downloaded to unless it is there.
+
+    Raises:
+        ValueError: it cannot be downloaded, or is not what the recipe says.
+    """
+    path = raw / archive.file_name
+    if not path.is_file():
+        raw.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.part")
+        _download(archive, part)
+        _check(archive, part, f"start again, which downloads it anew from {archive.url}", remove=True)
+        part.replace(path)
+        _etag_path(part).unlink(missing_ok=True)
+    else:
+        _check(archive, path, f"remove it and start again, which downloads it from {archive.url}")
+    return path
+
+
+def _etag_path(part: Path) -> Path:
+    return part.with_name(f"{part.name}.etag")
+
+
+def _download(archive: Archive, part: Path) -> None:
+    failures = 0
+    while True:
+        before = part.stat().st_size if part.exists() else 0
+        try:
+            _go_on(archive, part)
+            return
+        except urllib.error.HTTPError as error:
+            raise ValueError(
+                f"{archive.url} cannot be downloaded: the server says {error.code} {error.reason}; put the file "
+                f"into --raw-dir as {archive.file_name} if you have it"
+            ) from error
+        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+            failures = failures + 1 if (part.stat().st_size if part.exists() else 0) == before else 0
+            if failures >= TRIES:
+                reason = getattr(error, "reason", None) or error or type(error).__name__
+                raise ValueError(
+                    f"{archive.url} cannot be downloaded ({reason}); check the network and start again: what has come "
+                    f"is kept, or put the file into --raw-dir as {archive.file_name}"
+                ) from error
+
+
+def _go_on(archive: Archive, part: Path) -> None:
+    """Download what is missing of ``part``."""
+    have = part.stat().st_size if part.exists() else 0
+    etag = _etag_path(part)
+    request = urllib.request.Request(archive.url, headers={"Accept-Encoding": "identity"})
+    if have and etag.exists():
+        request.add_header("Range", f"bytes={have}-")
+        request.add_header("If-Range", etag.read_text())  # all of it if it has changed since
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # there is nothing beyond what we have
+            return
+        raise
+    with response:
+        if response.status != 206:
+            have = 0
+            validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
+            if validator and not validator.startswith("W/"):
+                etag.write_text(validator)
+            else:
+                etag.unlink(missing_ok=True)
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length else None
+        with (
+            part.open("ab" if have else "wb") as file,
+            tqdm(desc=archive.file_name, total=total, initial=have, unit="B", unit_scale=True) as bar,
+        ):
+            while block := response.read(BLOCK):
+                file.write(block)
+                bar.update(len(block))
+        if total is not None and part.stat().st_size < total:
+            raise ConnectionError(f"the connection ended after {part.stat().st_size} of {total} bytes")
+
+
+def _check(archive: Archive, path: Path, way_out: str, remove: bool = False) -> None:
+    """Raise ValueError unless ``path`` has the size and checksum of the recipe."""
+    problem = ""
+    size = path.stat().st_size
+    if archive.bytes is not None and size != archive.bytes:
+        problem = f"has {size} bytes instead of {archive.bytes}"
+    elif archive.sha256 is not None and (digest := _sha256(path)) != archive.sha256:
+        problem = f"has the checksum {digest} instead of {archive.sha256}"
+    if problem:
+        if remove:
+            path.unlink()
+        raise ValueError(f"{path} {problem}; {way_out}")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file, tqdm(desc="checksum", total=path.stat().st_size, unit="B", unit_scale=True) as bar:
+        while block := file.read(BLOCK):
+            digest.update(block)
+            bar.update(len(block))
+    return digest.hexdigest()

@@ -1,0 +1,153 @@
+"""The steps from a recipe to the binary data of fairseq."""
+
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+from tabulate import tabulate
+
+from moec_fairseq.corpus.output import complete_files, parallel_paths
+from moec_fairseq.corpus.segment import train_model
+from moec_fairseq.prepare.archives import extract, unpack
+from moec_fairseq.prepare.cleaning import Limits
+from moec_fairseq.prepare.download import download
+from moec_fairseq.prepare.pieces import write_pieces
+from moec_fairseq.prepare.recipe import USES, Archive, Recipe, find_recipe, read_recipe
+from moec_fairseq.prepare.stages import Stages
+from moec_fairseq.prepare.texts import write_texts
+
+
+def prepare(
+    recipe: str,
+    recipes: Path,
+    raw_dir: Path | None,
+    out: Path | None,
+    workers: int,
+    source: str | None,
+    target: str | None,
+    vocab_size: int,
+    model_type: str,
+    character_coverage: float,
+    max_length: int,
+    max_ratio: float,
+    distinct: bool,
+) -> None:
+    """Do all steps that are not done yet.
+
+    Args:
+        recipe: path of a YAML file, or a name in ``recipes``.
+        recipes: folder of recipes.
+        raw_dir: where archives are, or are downloaded to.
+        out: folder of all results.
+        workers: processes.
+        source: language to translate from, if not that of the recipe.
+        target: language to translate to, if not that of the recipe.
+        vocab_size: most pieces.
+        model_type: of sentencepiece.
+        character_coverage: of sentencepiece.
+        max_length: most pieces of a side.
+        max_ratio: most times that one side is as long as the other.
+        distinct: drop training pairs that have been there before.
+
+    Raises:
+        ValueError: something is wrong with what was given or downloaded.
+    """
+    if workers < 1:
+        raise ValueError(f"--workers is {workers}, but must be 1 or more")
+    if max_length < 1 or max_ratio < 1:
+        raise ValueError(f"--max-length is {max_length} and --max-ratio {max_ratio}, but neither can be below 1")
+    corpus = read_recipe(find_recipe(recipe, recipes), source, target)
+    languages = corpus.source, corpus.target
+    out = out or Path(f"{corpus.name}-{'-'.join(languages)}")
+    raw = raw_dir or out / "raw"
+    out.mkdir(parents=True, exist_ok=True)
+    limits = Limits(max_length=max_length, max_ratio=max_ratio)
+    stages = Stages(out)
+    # spawned, not forked: the parent has threads of sentencepiece and tqdm; Ctrl-C is for the parent
+    context, quiet = get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
+    with ProcessPoolExecutor(workers, context, signal.signal, quiet) as pool:
+        archives = {
+            name: stages.do(f"download-{name}", asdict(archive), partial(_download, archive, raw))
+            for name, archive in corpus.archives.items()
+        }
+        stages.settings.append([str(raw), corpus.valid_every])
+
+        def texts() -> dict[str, int]:
+            extracted = out / "extracted"
+            found = write_texts(corpus, _places(corpus, archives, extracted), out / "text", pool, 4 * workers, distinct)
+            shutil.rmtree(extracted)
+            return found
+
+        parts = [[part.use, part.texts] for part in corpus.parts]
+        counts = Counter(stages.do("text", [*languages, distinct, parts], texts))
+        model = out / "spm.model"
+        stages.do(
+            "pieces-model",
+            [vocab_size, model_type, character_coverage],
+            lambda: train_model(
+                parallel_paths(out / "text", "train", *languages), vocab_size, model_type, character_coverage, model
+            ),
+        )
+        counts.update(
+            stages.do(
+                "pieces",
+                asdict(limits),
+                lambda: write_pieces(out / "text", *languages, model, limits, out / "pieces", pool, 4 * workers),
+            )
+        )
+    with complete_files([out / "cleaning.md"]) as (file,):
+        file.write(table(counts) + "\n")
+    print(table(counts))
+    stages.do("binary", None, lambda: _preprocess(out, *languages, workers))
+    print(f"{out}: binary/ for fairseq, text/ and pieces/ with the sentences, spm.model, cleaning.md")
+
+
+def _download(archive: Archive, raw: Path) -> str:
+    return str(download(archive, raw))
+
+
+def table(counts: Counter[str]) -> str:
+    """Return how many pairs each rule dropped, as Markdown."""
+    rules = list(dict.fromkeys(key.partition(": ")[2] for key in counts))
+    last = ["kept", "segmented"]
+    rules = [rule for rule in rules if rule not in last] + [last[1]]
+    rows = [[rule if rule != "segmented" else "kept", *(counts[f"{use}: {rule}"] for use in USES)] for rule in rules]
+    return tabulate(rows, headers=["pairs", *USES], tablefmt="github", intfmt=",")
+
+
+def _places(corpus: Recipe, archives: dict[str, str], out: Path) -> list[dict[str, Path]]:
+    """Return the file of each language for each part, taken out of its archive."""
+    found: dict[tuple[str, str | None], Path] = {}
+    for name, path in archives.items():
+        members = {
+            member for part in corpus.parts for archive, member in part.texts.values() if archive == name and member
+        }
+        if members:
+            found |= {(name, m): p for m, p in extract(Path(path), members, out / name).items()}
+        else:
+            found[name, None] = unpack(Path(path), out / name)
+    return [{language: found[place] for language, place in part.texts.items()} for part in corpus.parts]
+
+
+def _preprocess(out: Path, source: str, target: str, workers: int) -> None:
+    """Number the pieces with fairseq-preprocess."""
+    binary, log = out / "binary", out / "preprocess.log"
+    shutil.rmtree(binary, ignore_errors=True)
+    command: Sequence[object] = (
+        Path(sys.executable).with_name("fairseq-preprocess"), "--source-lang", source, "--target-lang", target,
+        "--joined-dictionary", "--destdir", binary, "--workers", workers,
+        *(argument for use in USES for argument in (f"--{use}pref", out / "pieces" / use)),
+    )  # fmt: skip
+    with log.open("w") as file:
+        done = subprocess.run(list(map(str, command)), stdout=file, stderr=subprocess.STDOUT)
+    if done.returncode != 0:
+        words = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] or ["no output"]
+        raise ValueError(f"fairseq-preprocess failed: {words[-1]} (its log is {log})")

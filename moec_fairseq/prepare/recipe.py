@@ -1,0 +1,142 @@
+"""Recipes: which archives hold a corpus, which of their files are which part of it, and how to read them."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+USES = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A file to download.
+
+    Attributes:
+        name: how the parts of the recipe call it.
+        url: where it is.
+        licence: under which terms.
+        file: its name in the folder of raw files; by default the last part of the URL.
+        bytes: its size, if known.
+        sha256: its checksum, if known.
+    """
+
+    name: str
+    url: str
+    licence: str
+    file: str = ""
+    bytes: int | None = None
+    sha256: str | None = None
+
+    @property
+    def file_name(self) -> str:
+        """Return its name in the folder of raw files."""
+        return self.file or self.url.rsplit("/", 1)[-1]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A parallel text: ``texts[language]`` is (archive, member), member None where the archive is the text itself."""
+
+    use: str
+    texts: dict[str, tuple[str, str | None]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A corpus.
+
+    Attributes:
+        name: of the recipe's file.
+        source: language to translate from.
+        target: language to translate to.
+        archives: by name.
+        parts: in the order in which they are joined.
+        valid_every: this pair of every so many of the training text is for validation; None: there are parts for it.
+    """
+
+    name: str
+    source: str
+    target: str
+    archives: dict[str, Archive]
+    parts: list[Part] = field(default_factory=list)
+    valid_every: int | None = None
+
+
+def find_recipe(name: str, folder: Path) -> Path:
+    """Return the file of a recipe: a path, or a name in ``folder``.
+
+    Raises:
+        ValueError: there is no such file; lists what there is.
+    """
+    for path in (Path(name), folder / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+    raise ValueError(f"there is no recipe {name}; give the path of a YAML file, or one of: {known}")
+
+
+def read_recipe(path: Path, source: str | None = None, target: str | None = None) -> Recipe:
+    """Return what a recipe says.
+
+    Args:
+        path: a YAML file as in ``data/``.
+        source: translate from this one of its two languages instead of its own choice.
+        target: likewise.
+
+    Raises:
+        ValueError: the file does not make sense; says where.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        recipe = Recipe(
+            path.stem,
+            content["source"],
+            content["target"],
+            {name: Archive(name, **values) for name, values in content["archives"].items()},
+            [_part(values) for values in content["parts"]],
+            content.get("valid_every"),
+        )
+    except (KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} is no recipe ({reason}); data/README.md describes them") from error
+    _check(recipe, path)
+    return _directed(recipe, source, target)
+
+
+def _part(values: dict[str, Any]) -> Part:
+    texts = {}
+    for language, place in values["texts"].items():
+        archive, _, member = place.partition(":")
+        texts[language] = (archive, member or None)
+    return Part(values["use"], texts)
+
+
+def _check(recipe: Recipe, path: Path) -> None:
+    for part in recipe.parts:
+        if part.use not in USES:
+            raise ValueError(f"{path}: a part is for {part.use!r}, but must be for one of {', '.join(USES)}")
+        if set(part.texts) != {recipe.source, recipe.target}:
+            raise ValueError(
+                f"{path}: a part for {part.use} has {', '.join(part.texts)}, but must have {recipe.source} and "
+                f"{recipe.target}"
+            )
+        for archive, _ in part.texts.values():
+            if archive not in recipe.archives:
+                raise ValueError(f"{path}: a part for {part.use} is in {archive!r}, which is not among the archives")
+    for use in USES:
+        if not any(part.use == use for part in recipe.parts) and not (use == "valid" and recipe.valid_every):
+            raise ValueError(f"{path}: no part is for {use}; add one" + (", or valid_every" if use == "valid" else ""))
+
+
+def _directed(recipe: Recipe, source: str | None, target: str | None) -> Recipe:
+    languages = (recipe.source, recipe.target)
+    for option, language in (("--source", source), ("--target", target)):
+        if language is not None and language not in languages:
+            raise ValueError(f"{option} is {language}, but {recipe.name} has {' and '.join(languages)}")
+    if source is not None and source == target:
+        raise ValueError(f"--source and --target are both {source}, but must differ")
+    if source == recipe.target or target == recipe.source:
+        return replace(recipe, source=recipe.target, target=recipe.source)
+    return recipe

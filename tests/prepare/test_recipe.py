@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import pytest
+
+from moec_fairseq.prepare.recipe import find_recipe, read_recipe
+
+DATA = Path(__file__).parents[2] / "data"
+NAMES = ["iwslt14_de_en", "multi30k_en_de", "multi30k_en_fr", "wmt14_en_de", "wmt14_en_fr", "wmt16_en_de"]
+
+
+def test_all_recipes_can_be_read():
+    assert sorted(path.stem for path in DATA.glob("*.yaml")) == NAMES
+    for name in NAMES:
+        recipe = read_recipe(find_recipe(name, DATA))
+        assert f"{recipe.source}_{recipe.target}" == name[-5:]
+        used = {archive for part in recipe.parts for archive, _ in part.texts.values()}
+        assert used == set(recipe.archives)
+        files = [archive.file_name for archive in recipe.archives.values()]
+        assert len(set(files)) == len(files)
+
+
+def test_the_other_direction():
+    recipe = read_recipe(DATA / "wmt14_en_de.yaml", target="en")
+    assert (recipe.source, recipe.target) == ("de", "en")
+    assert read_recipe(DATA / "wmt14_en_de.yaml", source="en").target == "de"
+
+
+@pytest.mark.parametrize("source, target, message", [
+    ("fr", None, "--source is fr, but wmt14_en_de has en and de"),
+    ("de", "de", "both de"),
+])  # fmt: skip
+def test_languages_it_has_not(source, target, message):
+    with pytest.raises(ValueError, match=message):
+        read_recipe(DATA / "wmt14_en_de.yaml", source, target)
+
+
+def test_no_such_recipe():
+    with pytest.raises(
+        ValueError, match="there is no recipe wmt99; give the path of a YAML file, or one of: iwslt14_de_en"
+    ):
+        find_recipe("wmt99", DATA)
+
+
+GOOD = """
+source: en
+target: de
+archives: {a: {url: "http://x/a.tgz", licence: none}}
+parts:
+- {use: train, texts: {en: "a:x.en", de: "a:x.de"}}
+- {use: valid, texts: {en: "a:x.en", de: "a:x.de"}}
+- {use: test, texts: {en: "a:x.en", de: "a:x.de"}}
+"""
+
+
+@pytest.mark.parametrize("old, new, message", [
+    ("source: en\n", "", "is no recipe"),
+    ("use: valid", "use: dev", "for 'dev', but must be for one of train, valid, test"),
+    ('en: "a:x.en"', 'fr: "a:x.fr"', "has fr, de, but must have en and de"),
+    ('"a:x.en"', '"b:x.en"', "in 'b', which is not among the archives"),
+    ("use: valid", "use: test", "no part is for valid; add one, or valid_every"),
+    ("licence: none", "license: none", "is no recipe"),
+    ("parts:", "parts: [", "is no recipe"),
+])  # fmt: skip
+def test_recipes_that_make_no_sense(tmp_path, old, new, message):
+    (tmp_path / "x.yaml").write_text(GOOD)
+    read_recipe(tmp_path / "x.yaml")
+    (tmp_path / "x.yaml").write_text(GOOD.replace(old, new, 1))
+    with pytest.raises(ValueError, match=message):
+        read_recipe(tmp_path / "x.yaml")
