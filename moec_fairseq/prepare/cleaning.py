@@ -1,5 +1,6 @@
 """What published recipes do to text: characters made alike, and pairs dropped that cannot be translations."""
 
+import re
 import unicodedata
 from dataclasses import dataclass
 
@@ -23,16 +24,15 @@ _PUNCTUATION = str.maketrans(
         "％": "%",
     }
 )
+_MARKED = re.compile(f"[{''.join(map(chr, _PUNCTUATION))}]")
 
 
 def normalise(text: str, punctuation: bool = True) -> str:
     """Return ``text`` composed (Unicode NFC), on one line, with one way to write each punctuation mark."""
     if not text.isascii():
         text = unicodedata.normalize("NFC", text)
-        if punctuation:
-            text = text.translate(_PUNCTUATION)
-    elif punctuation and "`" in text:
-        text = text.replace("`", "'")
+    if punctuation and _MARKED.search(text):
+        text = text.translate(_PUNCTUATION)
     return normalise_space(text)
 
 

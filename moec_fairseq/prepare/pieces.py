@@ -2,7 +2,7 @@
 
 from collections import Counter
 from concurrent.futures import Executor
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import sentencepiece
@@ -14,8 +14,6 @@ from moec_fairseq.prepare.cleaning import Limits
 from moec_fairseq.prepare.parallel import chunks, in_order
 from moec_fairseq.prepare.recipe import USES
 from moec_fairseq.prepare.texts import CHUNK
-
-_models: dict[Path, sentencepiece.SentencePieceProcessor] = {}  # of this process
 
 
 def write_pieces(
@@ -58,16 +56,35 @@ def _segment(
     path: Path, limits: Limits | None, pairs: list[tuple[str, str]]
 ) -> tuple[tuple[str, str], int, Counter[str]]:
     """Return the pieces of both sides, one sentence on each line, pairs read, and why some were dropped."""
-    if path not in _models:
-        _models[path] = sentencepiece.SentencePieceProcessor(model_file=str(path))
     dropped: Counter[str] = Counter()
     kept: tuple[list[str], list[str]] = ([], [])
-    encoded = [_models[path].encode(list(side), out_type=str) for side in zip(*pairs, strict=True)]
-    for source, target in zip(*encoded, strict=True):
-        rule = limits.broken(len(source), len(target)) if limits else None
+    model = _model(path)
+    encoded = [model.processor.encode(list(side), num_threads=1) for side in zip(*pairs, strict=True)]
+    for pair, numbers in zip(pairs, zip(*encoded, strict=True), strict=True):
+        rule = limits.broken(*map(len, numbers)) if limits else None
         if rule is not None:
             dropped[rule] += 1
             continue
-        for side, pieces in zip(kept, (source, target), strict=True):
-            side.append(" ".join(pieces) + "\n")
+        for side, text, pieces in zip(kept, pair, numbers, strict=True):
+            side.append(model.spelled(text, pieces))
     return ("".join(kept[0]), "".join(kept[1])), len(pairs), dropped
+
+
+class _Model:
+    """A model of sentencepiece, and its pieces, which are looked up faster than made for each line."""
+
+    def __init__(self, path: Path) -> None:
+        self.processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        self.pieces = [self.processor.id_to_piece(number) for number in range(self.processor.get_piece_size())]
+        self.unknown = self.processor.unk_id()
+
+    def spelled(self, text: str, numbers: list[int]) -> str:
+        """Return the pieces of a text as one line; what the model does not know is spelled as in the text."""
+        if self.unknown in numbers:
+            return " ".join(self.processor.encode(text, out_type=str)) + "\n"
+        return " ".join([self.pieces[number] for number in numbers]) + "\n"
+
+
+@lru_cache(maxsize=1)
+def _model(path: Path) -> _Model:
+    return _Model(path)

@@ -71,9 +71,7 @@ def prepare(
     out.mkdir(parents=True, exist_ok=True)
     limits = Limits(max_length=max_length, max_ratio=max_ratio)
     stages = Stages(out)
-    # spawned, not forked: the parent has threads of sentencepiece and tqdm; Ctrl-C is for the parent
-    context, quiet = get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
-    with ProcessPoolExecutor(workers, context, signal.signal, quiet) as pool:
+    with _pool(workers) as pool:
         archives = {
             name: stages.do(f"download-{name}", asdict(archive), partial(_download, archive, raw))
             for name, archive in corpus.archives.items()
@@ -108,6 +106,15 @@ def prepare(
     print(table(counts))
     stages.do("binary", None, lambda: _preprocess(out, *languages, workers))
     print(f"{out}: binary/ for fairseq, text/ and pieces/ with the sentences, spm.model, cleaning.md")
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    """Return workers that are there already: forked while this process has one thread, they need not import torch."""
+    context = get_context("fork" if sys.platform == "linux" else "spawn")
+    # Ctrl-C is for this process alone
+    pool = ProcessPoolExecutor(workers, context, signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    pool.submit(int)
+    return pool
 
 
 def _download(archive: Archive, raw: Path) -> str:

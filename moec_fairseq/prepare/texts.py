@@ -44,6 +44,13 @@ def write_texts(
     paths = [path for use in USES for path in parallel_paths(out, use, recipe.source, recipe.target)]
     with complete_files(paths) as files:
         sides = {use: files[2 * number : 2 * number + 2] for number, use in enumerate(USES)}
+
+        def write(use: str, pairs: Pairs) -> None:
+            counts[f"{use}: kept"] += len(pairs)
+            for file, side in zip(sides[use], zip(*pairs, strict=True), strict=False):
+                file.write("\n".join(side) + "\n")
+
+        trained = 0
         for part, place in zip(recipe.parts, places, strict=True):
             source, target = place[recipe.source], place[recipe.target]
             raw = _parallel(source, recipe.source, target, recipe.target)
@@ -52,25 +59,35 @@ def write_texts(
                 bar.update(read)
                 counts[f"{part.use}: read"] += read
                 counts[f"{part.use}: metadata"] += read - len(pairs)
-                for pair in pairs:
-                    use = part.use
-                    if use != "test" and not all(pair):
-                        counts[f"{use}: a side is empty"] += 1
-                        continue
-                    if distinct and use == "train":
-                        if hash(pair) in seen:
-                            counts["train: duplicate"] += 1
-                            continue
-                        seen.add(hash(pair))
-                    counts["pairs"] += use == "train"
-                    if recipe.valid_every and use == "train" and counts["pairs"] % recipe.valid_every == 0:
-                        use = "valid"
-                    counts[f"{use}: kept"] += 1
-                    for file, side in zip(sides[use], pair, strict=True):
-                        file.write(side + "\n")
+                if part.use != "test":
+                    full = [pair for pair in pairs if all(pair)]
+                    pairs = _noting(counts, f"{part.use}: a side is empty", pairs, full)
+                if part.use == "train" and distinct:
+                    pairs = _noting(counts, "train: duplicate", pairs, _new(pairs, seen))
+                if part.use == "train" and recipe.valid_every:
+                    first = recipe.valid_every - 1 - trained % recipe.valid_every
+                    trained += len(pairs)
+                    write("valid", pairs[first :: recipe.valid_every])
+                    del pairs[first :: recipe.valid_every]
+                write(part.use, pairs)
             bar.close()
-    del counts["pairs"]
     return +counts
+
+
+def _noting(counts: Counter[str], why: str, before: Pairs, after: Pairs) -> Pairs:
+    """Count how many pairs were dropped; return those that were not."""
+    counts[why] += len(before) - len(after)
+    return after
+
+
+def _new(pairs: Pairs, seen: set[int]) -> Pairs:
+    """Return the pairs that are not in ``seen``, and put them there."""
+    new = []
+    for pair in pairs:
+        if (key := hash(pair)) not in seen:
+            seen.add(key)
+            new.append(pair)
+    return new
 
 
 def _parallel(source: Path, source_language: str, target: Path, target_language: str) -> Iterator[Raw]:

@@ -7,9 +7,9 @@ import tarfile
 from pathlib import Path
 
 WORDS = {
-    "en": "the a big small red green house tree dog cat sees likes has old new and or under over car road".split(),
-    "de": "das ein große kleine rote grüne Haus Baum Hund Katze sieht mag hat alt neu und oder unter über Auto Weg".split(),
-    "fr": "la un grande petite rouge verte maison arbre chien chat voit aime a vieux neuf et ou sous sur auto rue".split(),
+    "en": "the a big small red green house tree dog cat sees likes has old new and or under over".split(),
+    "de": "das ein große kleine rote grüne Haus Baum Hund Katze sieht mag hat alt neu und oder unter über".split(),
+    "fr": "la un grande petite rouge verte maison arbre chien chat voit aime a vieux neuf et ou sous sur".split(),
 }
 
 

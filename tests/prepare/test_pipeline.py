@@ -68,6 +68,17 @@ def test_from_the_web_to_binary_data(tmp_path, server, local_recipe):
     assert (tmp_path / "other/binary/train.de-en.de.bin").exists()
 
 
+def test_unknown_characters_stay_in_the_text(tmp_path):
+    from moec_fairseq.corpus.segment import train_model
+    from moec_fairseq.prepare.pieces import _segment
+
+    for language in ("en", "de"):
+        (tmp_path / f"train.{language}").write_text("a b c\n" * 9)
+    train_model((tmp_path / "train.en", tmp_path / "train.de"), 10, "char", 1.0, tmp_path / "spm.model")
+    sides, read, dropped = _segment(tmp_path / "spm.model", None, [("a b", "a ü"), ("c", "")])
+    assert sides == ("\u2581 a \u2581 b\n\u2581 c\n", "\u2581 a \u2581 ü\n\n") and read == 2 and not dropped
+
+
 def texts(recipe, raw, out, distinct=False):
     archives = {name: str(raw / archive.file_name) for name, archive in recipe.archives.items()}
     with ThreadPoolExecutor(2) as pool:
