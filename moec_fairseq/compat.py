@@ -28,6 +28,10 @@ from moec_fairseq.moe.ranks import sum_over_ranks
 Batches = Callable[..., list[Any]]
 ClipGradNorm = Callable[..., Tensor]
 
+FUSED_WEIGHTS = {
+    f"{part}_{kind}" for part in ("in_proj", "out_proj", "fc1", "fc2") for kind in ("weight", "bias")
+}  # parameters of an encoder layer itself, beside those of its parts
+
 
 def allow_fairseq_checkpoints() -> None:
     """Let torch's safe loader read fairseq checkpoints.
@@ -65,10 +69,13 @@ def disable_fused_encoder(encoder: Any) -> None:
     """Make the encoder of fairseq 0.12.2 compute step by step at evaluation.
 
     Reason: its fused path knows no MoE block, and fails under torch ≥ 1.13 ("Mask Type should be defined").
-    Later versions of fairseq have no such path.
+    Later versions of fairseq have no such path. Its copies of the weights get no gradient, for which torch's
+    DistributedDataParallel would wait.
     """
     for layer in encoder.layers:
         layer.can_use_fastpath = False
+        for name, parameter in layer.named_parameters(recurse=False):
+            parameter.requires_grad_(name not in FUSED_WEIGHTS)
 
 
 def clip_experts_too(clip_grad_norm_: ClipGradNorm) -> ClipGradNorm:

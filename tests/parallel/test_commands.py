@@ -17,6 +17,7 @@ import torch
 
 import moec_fairseq  # noqa: F401  (what checkpoints may hold)
 from moec_fairseq.checkpoint.loading import load_state
+from moec_fairseq.checkpoint.optimizer import BUFFER
 
 ROOT = Path(__file__).parents[2]
 
@@ -87,7 +88,8 @@ def updates(save_dir: Path) -> int:
 
 
 def model(save_dir: Path, name: str) -> dict[str, torch.Tensor]:
-    return load_state(save_dir / name)["model"]
+    state = load_state(save_dir / name)["model"]
+    return {name: value for name, value in state.items() if not BUFFER.fullmatch(name)}  # fairseq never sets these
 
 
 def moec_checkpoint(*arguments: object) -> None:

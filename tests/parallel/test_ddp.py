@@ -21,9 +21,7 @@ def gradients(rank, world_size, folder, borders):
         wrapped = model
     loss, _, _ = criterion(wrapped, batch(task, sentences))
     loss.backward()
-    return everyones_experts(
-        trainer, {n: p.grad * world_size for n, p in model.named_parameters() if p.grad is not None}
-    )
+    return everyones_experts(trainer, {n: p.grad * world_size for n, p in model.named_parameters() if p.requires_grad})
 
 
 def test_gradients_are_those_of_one_process(dictionaries):

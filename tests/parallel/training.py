@@ -105,7 +105,7 @@ def train(rank: int, world_size: int, folder: Path, flags: tuple[str, ...], opti
         if "gradients" not in found:
             model = trainer.get_model()
             found["gradients"] = everyones_experts(
-                trainer, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+                trainer, {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
             )
         return optimizer_step(*args, **kwargs)
 
