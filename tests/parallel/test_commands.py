@@ -18,6 +18,7 @@ import torch
 import moec_fairseq  # noqa: F401  (what checkpoints may hold)
 from moec_fairseq.checkpoint.loading import load_state
 from moec_fairseq.checkpoint.optimizer import BUFFER
+from moec_fairseq.compat import FUSED_WEIGHTS
 
 ROOT = Path(__file__).parents[2]
 
@@ -89,7 +90,8 @@ def updates(save_dir: Path) -> int:
 
 def model(save_dir: Path, name: str) -> dict[str, torch.Tensor]:
     state = load_state(save_dir / name)["model"]
-    return {name: value for name, value in state.items() if not BUFFER.fullmatch(name)}  # fairseq never sets these
+    # but for what fairseq never sets, and, in 0.12.2, sets only when it loads
+    return {n: value for n, value in state.items() if not BUFFER.fullmatch(n) and n.split(".")[-1] not in FUSED_WEIGHTS}
 
 
 def moec_checkpoint(*arguments: object) -> None:
