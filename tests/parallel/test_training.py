@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from .ranks import on_ranks
-from .training import EXACT, SENTENCES, even, train
+from .training import EXACT, SENTENCES, batch, build, corpus, even, train
 
 CAPACITY = (*EXACT, "--moec-dispatch", "capacity", "--moe-capacity-factor", "8")
 
@@ -45,3 +45,18 @@ def test_parity(dictionaries, world_size, flags, update_freq, borders):
                     found[what][name], value, rtol=1e-5, atol=2e-6 if what == "gradients" else 2e-4,
                     msg=lambda m, n=name, w=what, r=rank: f"rank {r}, {w} {n}: {m}",
                 )  # fmt: skip
+
+
+def evaluate(rank, world_size, folder, flags):
+    """Return the summed loss of this rank's sentences, in evaluation."""
+    task, trainer = build(folder, world_size, rank, *flags)
+    model, criterion = trainer.get_model().eval(), trainer.get_criterion().eval()
+    sentences = corpus(task, 1, SENTENCES)[(0, 5)[rank] : (5, SENTENCES)[rank]]
+    with torch.no_grad():
+        return float(criterion(model, batch(task, sentences))[0])
+
+
+def test_evaluation_gives_the_same_wherever_experts_are(dictionaries):
+    gathered = on_ranks(2, evaluate, dictionaries, EXACT)
+    exchanged = on_ranks(2, evaluate, dictionaries, (*EXACT, "--moec-evaluation", "exchanged"))
+    assert exchanged == pytest.approx(gathered, rel=1e-5)
