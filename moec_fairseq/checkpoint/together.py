@@ -55,10 +55,11 @@ def finish_renaming(folder: Path, suffix: str) -> None:
     own = {path.name.removesuffix(f"{suffix}.pt{TEMPORARY}") for path in folder.glob(f"*{suffix}.pt{TEMPORARY}")}
     for name in sorted(set().union(*_of_all_ranks(own))):
         path = folder / f"{name}{suffix}.pt"
-        updates = _of_all_ranks(num_updates(path))
+        here = num_updates(path)
+        updates = _of_all_ranks(here)
         part = path.with_name(path.name + TEMPORARY)
         newest = max((u for u in updates if u is not None), default=None)
-        if len(set(updates)) > 1 and num_updates(path) != newest and num_updates(part) == newest:
+        if here != newest and num_updates(part) == newest:
             part.replace(path)
         dist.barrier()
         part.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from tabulate import tabulate
 
 from moec_fairseq.corpus.output import complete_files, parallel_paths
 from moec_fairseq.corpus.segment import train_model
+from moec_fairseq.launch.watch import last_words
 from moec_fairseq.prepare.archives import extract, unpack
 from moec_fairseq.prepare.cleaning import Limits
 from moec_fairseq.prepare.download import download
@@ -73,10 +74,9 @@ def prepare(
     stages = Stages(out)
     with _pool(workers) as pool:
         archives = {
-            name: stages.do(f"download-{name}", asdict(archive), partial(_download, archive, raw))
+            name: stages.do(f"download-{name}", [asdict(archive), str(raw)], partial(_download, archive, raw))
             for name, archive in corpus.archives.items()
         }
-        stages.settings.append([str(raw), corpus.valid_every])
 
         def texts() -> dict[str, int]:
             extracted = out / "extracted"
@@ -85,7 +85,7 @@ def prepare(
             return found
 
         parts = [[part.use, part.texts] for part in corpus.parts]
-        counts = Counter(stages.do("text", [*languages, distinct, parts], texts))
+        counts = Counter(stages.do("text", [*languages, distinct, corpus.valid_every, parts], texts))
         model = out / "spm.model"
         stages.do(
             "pieces-model",
@@ -156,5 +156,4 @@ def _preprocess(out: Path, source: str, target: str, workers: int) -> None:
     with log.open("w") as file:
         done = subprocess.run(list(map(str, command)), stdout=file, stderr=subprocess.STDOUT)
     if done.returncode != 0:
-        words = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] or ["no output"]
-        raise ValueError(f"fairseq-preprocess failed: {words[-1]} (its log is {log})")
+        raise ValueError(f"fairseq-preprocess failed: {last_words(log)} (its log is {log})")

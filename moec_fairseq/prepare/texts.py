@@ -31,7 +31,7 @@ def write_texts(
         out: folder.
         pool: processes that normalise.
         ahead: chunks under way.
-        distinct: drop training pairs that have been there before; keeps 8 bytes of each in memory.
+        distinct: drop training pairs that have been there before; keeps a number for each in memory.
 
     Returns:
         pairs by what became of them: ``USE: read``, ``USE: kept``, and why the others were dropped.
