@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from moec_fairseq.launch.command import check_nothing_missing, find_config, rank_command
+from moec_fairseq.cli.named import find_yaml
+from moec_fairseq.launch.command import check_nothing_missing, rank_command
 from moec_fairseq.launch.job import (
     Job,
     from_options,
@@ -86,7 +87,7 @@ def main() -> None:
         raise ValueError(f"--patience is {options.patience}, but must be 1 second or more.")
     gpus = 0 if "common.cpu=true" in map(str.lower, options.overrides) else torch.cuda.device_count()
     job = _job(options, gpus)
-    config = find_config(options.config, options.configs)
+    config = find_yaml("configuration", options.config, options.configs)
     check_nothing_missing(config, options.overrides)
     commands = {rank: rank_command(job, rank, config, options.overrides, gpus, options.patience) for rank in job.ranks}
     threads = max(1, int(os.environ.get("OMP_NUM_THREADS", "1")) // len(job.ranks))

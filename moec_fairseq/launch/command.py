@@ -13,29 +13,25 @@ from moec_fairseq.launch.job import Job
 ROOT = Path(moec_fairseq.__path__[0])
 
 
-def find_config(name: str, folder: Path) -> Path:
-    """Return the YAML file that ``name`` means: a path, or a name in ``folder``.
-
-    Raises:
-        ValueError: there is no such file; lists what there is.
-    """
-    for path in (Path(name), folder / name, folder / f"{name}.yaml"):
-        if path.is_file():
-            return path.resolve()
-    known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml"))) or "none"
-    raise ValueError(f"there is no configuration {name}; give the path of a YAML file, or one of {folder}: {known}.")
-
-
 def check_nothing_missing(config: Path, overrides: Sequence[str]) -> None:
-    """Check that every value the YAML file leaves to the user (???) is given.
+    """Check that every value the YAML file, or one in its list of defaults, leaves to the user (???) is given.
 
     Raises:
         ValueError: one is not; names it.
     """
     given = {override.lstrip("+").partition("=")[0] for override in overrides} | {"common.user_dir"}
-    for key in _left_open(OmegaConf.to_container(OmegaConf.load(config))):
-        if key not in given:
-            raise ValueError(f"{key} is missing, which {config} leaves to you; give {key}=VALUE.")
+    for path in _with_defaults(config):
+        for key in _left_open(OmegaConf.to_container(OmegaConf.load(path))):
+            if key not in given:
+                raise ValueError(f"{key} is missing, which {path} leaves to you; give {key}=VALUE.")
+
+
+def _with_defaults(config: Path) -> Iterator[Path]:
+    """Yield the file and those that its list of defaults (of hydra) names."""
+    yield config
+    for default in OmegaConf.load(config).get("defaults", []):
+        if not isinstance(default, str):  # GROUP: NAME
+            yield from (config.parent / group / f"{name}.yaml" for group, name in default.items())
 
 
 def _left_open(content: Any, path: str = "") -> Iterator[str]:
@@ -65,7 +61,7 @@ def rank_command(job: Job, rank: int, config: Path, overrides: Sequence[str], gp
         "hydra/job_logging=stdout",
     ]
     if gpus == 0:
-        own.append("common.cpu=true")
+        own += ["common.cpu=true", "common.fp16=false"]  # half precision is for GPUs
     own.append(f"distributed_training.distributed_world_size={job.world_size}")
     if job.world_size > 1:
         # srun may show every task its own GPU only

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from moec_fairseq.cli.named import find_yaml
 from moec_fairseq.corpus.output import complete_files, parallel_paths
 from moec_fairseq.corpus.segment import train_model
 from moec_fairseq.launch.watch import last_words
@@ -21,7 +22,7 @@ from moec_fairseq.prepare.archives import extract, unpack
 from moec_fairseq.prepare.cleaning import Limits
 from moec_fairseq.prepare.download import download
 from moec_fairseq.prepare.pieces import write_pieces
-from moec_fairseq.prepare.recipe import USES, Archive, Recipe, find_recipe, read_recipe
+from moec_fairseq.prepare.recipe import USES, Archive, Recipe, read_recipe
 from moec_fairseq.prepare.stages import Stages
 from moec_fairseq.prepare.texts import write_texts
 
@@ -65,7 +66,7 @@ def prepare(
         raise ValueError(f"--workers is {workers}, but must be 1 or more")
     if max_length < 1 or max_ratio < 1:
         raise ValueError(f"--max-length is {max_length} and --max-ratio {max_ratio}, but neither can be below 1")
-    corpus = read_recipe(find_recipe(recipe, recipes), source, target)
+    corpus = read_recipe(find_yaml("recipe", recipe, recipes), source, target)
     languages = corpus.source, corpus.target
     out = out or Path(f"{corpus.name}-{'-'.join(languages)}")
     raw = raw_dir or out / "raw"

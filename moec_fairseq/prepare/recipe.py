@@ -64,19 +64,6 @@ class Recipe:
     valid_every: int | None = None
 
 
-def find_recipe(name: str, folder: Path) -> Path:
-    """Return the file of a recipe: a path, or a name in ``folder``.
-
-    Raises:
-        ValueError: there is no such file; lists what there is.
-    """
-    for path in (Path(name), folder / f"{name}.yaml"):
-        if path.is_file():
-            return path
-    known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-    raise ValueError(f"there is no recipe {name}; give the path of a YAML file, or one of: {known}")
-
-
 def read_recipe(path: Path, source: str | None = None, target: str | None = None) -> Recipe:
     """Return what a recipe says.
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from moec_fairseq.prepare.recipe import find_recipe, read_recipe
+from moec_fairseq.prepare.recipe import read_recipe
 
 DATA = Path(__file__).parents[2] / "data"
 NAMES = ["iwslt14_de_en", "multi30k_en_de", "multi30k_en_fr", "wmt14_en_de", "wmt14_en_fr", "wmt16_en_de"]
@@ -11,7 +11,7 @@ NAMES = ["iwslt14_de_en", "multi30k_en_de", "multi30k_en_fr", "wmt14_en_de", "wm
 def test_all_recipes_can_be_read():
     assert sorted(path.stem for path in DATA.glob("*.yaml")) == NAMES
     for name in NAMES:
-        recipe = read_recipe(find_recipe(name, DATA))
+        recipe = read_recipe(DATA / f"{name}.yaml")
         assert f"{recipe.source}_{recipe.target}" == name[-5:]
         used = {archive for part in recipe.parts for archive, _ in part.texts.values()}
         assert used == set(recipe.archives)
@@ -32,13 +32,6 @@ def test_the_other_direction():
 def test_languages_it_has_not(source, target, message):
     with pytest.raises(ValueError, match=message):
         read_recipe(DATA / "wmt14_en_de.yaml", source, target)
-
-
-def test_no_such_recipe():
-    with pytest.raises(
-        ValueError, match="there is no recipe wmt99; give the path of a YAML file, or one of: iwslt14_de_en"
-    ):
-        find_recipe("wmt99", DATA)
 
 
 GOOD = """
