@@ -32,6 +32,7 @@ setup(
         "polib>=1.2",
         "pyyaml>=5.1",
         "sacrebleu>=2.3",
+        "sacremoses>=0.1",
         "sentencepiece>=0.1.99",
         "tabulate>=0.9",
         "tensorboardX>=2.6",

@@ -8,7 +8,7 @@ from moec_fairseq.checkpoint.loading import State
 from moec_fairseq.moe.shards import Shard
 
 
-def _group(state: State, name: str) -> dict[str, Any]:
+def group(state: State, name: str) -> dict[str, Any]:
     """Return a group of settings, such that a change of it changes ``state``."""
     group = state["cfg"].setdefault(name, {})
     return vars(group) if isinstance(group, Namespace) else group
@@ -16,17 +16,17 @@ def _group(state: State, name: str) -> dict[str, Any]:
 
 def num_experts(state: State) -> int:
     """Return N, the experts of a layer, all ranks together; 0 for a model without experts."""
-    return int(_group(state, "model").get("moe_expert_count", 0))
+    return int(group(state, "model").get("moe_expert_count", 0))
 
 
 def trained_world_size(state: State) -> int:
     """Return the number of processes that the training ran on."""
-    return int(_group(state, "distributed_training").get("distributed_world_size", 1))
+    return int(group(state, "distributed_training").get("distributed_world_size", 1))
 
 
 def suffix(state: State) -> str:
     """Return what training added to the file's name."""
-    return str(_group(state, "checkpoint").get("checkpoint_suffix") or "")
+    return str(group(state, "checkpoint").get("checkpoint_suffix") or "")
 
 
 def num_updates(state: State) -> int | None:
@@ -54,9 +54,9 @@ def set_rank(state: State, shard: Shard, previous: int) -> None:
         previous: number of ranks up to now.
     """
     whole = shard.world_size == 1
-    _group(state, "checkpoint")["checkpoint_suffix"] = "" if whole else rank_suffix(shard.rank)
+    group(state, "checkpoint")["checkpoint_suffix"] = "" if whole else rank_suffix(shard.rank)
     if not whole:
-        _group(state, "distributed_training").update(
+        group(state, "distributed_training").update(
             distributed_world_size=shard.world_size, distributed_rank=shard.rank
         )
     iterator = _iterator(state)

@@ -1,7 +1,10 @@
 """How a command line with several commands runs the one that was given."""
 
 import argparse
+import errno
 import sys
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def run_command(parser: argparse.ArgumentParser, interrupted: str) -> int:
@@ -16,9 +19,15 @@ def run_command(parser: argparse.ArgumentParser, interrupted: str) -> int:
     try:
         run(**options)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_explained(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return 130
     return 0
+
+
+def _explained(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        return f"{error}; make room there and give the same command again: what is finished is kept"
+    return str(error)

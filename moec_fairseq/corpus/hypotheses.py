@@ -9,9 +9,22 @@ import sentencepiece
 from moec_fairseq.corpus.output import complete_files
 from moec_fairseq.corpus.text import check_file, normalise_space, raw_lines
 
-_TRANSLATION = re.compile(r"D-(\d+)\t[^\t]+\t(.*)")
-_SOURCE = re.compile(r"S-(\d+)\t")
+# S: source, T: target, D: translation, with its score before it
+_LINES = {
+    "S": re.compile(r"S-(\d+)\t(.*)"),
+    "T": re.compile(r"T-(\d+)\t(.*)"),
+    "D": re.compile(r"D-(\d+)\t[^\t]+\t(.*)"),
+}
 PIECE_MARK = "\u2581"  # sentencepiece begins words with it
+
+
+def read_sentences(log: Iterable[str], kind: str) -> dict[int, str]:
+    """Return the sentences of a kind (S, T or D) by their ids, in the order of the ids; the first of each id."""
+    found: dict[int, str] = {}
+    for line in log:
+        if match := _LINES[kind].match(line):
+            found.setdefault(int(match[1]), match[2])
+    return dict(sorted(found.items()))
 
 
 def read_hypotheses(log: Iterable[str]) -> dict[int, str]:
@@ -20,13 +33,8 @@ def read_hypotheses(log: Iterable[str]) -> dict[int, str]:
     Raises ValueError if the log holds no translations or lacks some. D lines are read: fairseq prints them after its
     own post-processing (`--remove-bpe`), the best of an n-best list first.
     """
-    found: dict[int, str] = {}
-    expected: set[int] = set()
-    for line in log:
-        if match := _TRANSLATION.match(line):
-            found.setdefault(int(match[1]), match[2])
-        elif match := _SOURCE.match(line):
-            expected.add(int(match[1]))
+    log = list(log)
+    found, expected = read_sentences(log, "D"), set(read_sentences(log, "S"))
     if not found:
         raise ValueError("no line begins with D-; give what fairseq-generate prints without --quiet")
     expected.update(found, range(max(expected | found.keys())))
@@ -35,7 +43,7 @@ def read_hypotheses(log: Iterable[str]) -> dict[int, str]:
             f"{len(missing)} of {len(expected)} translations are missing, the first has the id {missing[0]};"
             " run fairseq-generate to its end, and without --skip-invalid-size-inputs-valid-test"
         )
-    return dict(sorted(found.items()))
+    return found
 
 
 def join_pieces(texts: Iterable[str], decode: Callable[[list[str]], str] | None) -> list[str]:

@@ -1,15 +1,14 @@
 """Score translations with sacreBLEU's BLEU and chrF, and show some of them."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sacrebleu.metrics.bleu import BLEU
-from sacrebleu.metrics.chrf import CHRF
-
 from moec_fairseq.corpus.output import write_json
 from moec_fairseq.corpus.text import lines
+from moec_fairseq.evaluate.metrics import metrics
+from moec_fairseq.evaluate.metrics import score as scores_of
 
 
 @dataclass(frozen=True)
@@ -24,11 +23,21 @@ class Scores:
 
 def score(hypotheses: Sequence[str], references: Sequence[str]) -> Scores:
     """Score plain (detokenised) sentences against one reference each."""
-    bleu, chrf = BLEU(), CHRF()
-    bleu_score = bleu.corpus_score(hypotheses, [references]).score
-    chrf_score = chrf.corpus_score(hypotheses, [references]).score
-    signatures = {"bleu": str(bleu.get_signature()), "chrf": str(chrf.get_signature())}
-    return Scores(round(bleu_score, 2), round(chrf_score, 2), signatures, len(hypotheses))
+    kinds = metrics("", tokenized=False)
+    found = scores_of(hypotheses, [references], {name: kinds[name] for name in ("BLEU", "chrF")})
+    signatures = {name.lower(): value.signature for name, value in found.items()}
+    return Scores(found["BLEU"].value, found["chrF"].value, signatures, len(hypotheses))
+
+
+def show_samples(texts: Mapping[str, Sequence[str]], samples: int, seed: int = 1) -> None:
+    """Print some sentences of parallel texts, by name; an empty text is left out."""
+    texts = {name: text for name, text in texts.items() if text}
+    count = min(map(len, texts.values()), default=0)
+    for index in sorted(random.Random(seed).sample(range(count), min(samples, count))):
+        print(f"sentence {index + 1}")
+        for name, text in texts.items():
+            print(f"  {name:12}{text[index]}")
+        print()
 
 
 def score_files(
@@ -45,11 +54,7 @@ def score_files(
         counts = ", ".join(f"{files[name]} has {len(text)} lines" for name, text in texts.items())
         raise ValueError(f"{counts}; line N of each must belong to the same sentence")
     scores = score(texts["translation"], texts["reference"])
-    for index in sorted(random.Random(seed).sample(range(scores.n), min(samples, scores.n))):
-        print(f"sentence {index + 1}")
-        for name, text in texts.items():
-            print(f"  {name:12}{text[index]}")
-        print()
+    show_samples(texts, samples, seed)
     print(f"BLEU {scores.bleu:.2f}   {scores.signatures['bleu']}")
     print(f"chrF {scores.chrf:.2f}   {scores.signatures['chrf']}")
     print(f"on {scores.n} sentences")

@@ -2,10 +2,8 @@
 
 import shutil
 import signal
-import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -14,16 +12,16 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from moec_fairseq.cli.fairseq import run_fairseq
 from moec_fairseq.cli.named import find_yaml
+from moec_fairseq.cli.stages import Stages
 from moec_fairseq.corpus.output import complete_files, parallel_paths
 from moec_fairseq.corpus.segment import train_model
-from moec_fairseq.launch.watch import last_words
 from moec_fairseq.prepare.archives import extract, unpack
 from moec_fairseq.prepare.cleaning import Limits
 from moec_fairseq.prepare.download import download
 from moec_fairseq.prepare.pieces import write_pieces
 from moec_fairseq.prepare.recipe import USES, Archive, Recipe, read_recipe
-from moec_fairseq.prepare.stages import Stages
 from moec_fairseq.prepare.texts import write_texts
 
 
@@ -147,14 +145,13 @@ def _places(corpus: Recipe, archives: dict[str, str], out: Path) -> list[dict[st
 
 def _preprocess(out: Path, source: str, target: str, workers: int) -> None:
     """Number the pieces with fairseq-preprocess."""
-    binary, log = out / "binary", out / "preprocess.log"
-    shutil.rmtree(binary, ignore_errors=True)
-    command: Sequence[object] = (
-        Path(sys.executable).with_name("fairseq-preprocess"), "--source-lang", source, "--target-lang", target,
-        "--joined-dictionary", "--destdir", binary, "--workers", workers,
+    binary, part, log = out / "binary", out / ".binary.part", out / "preprocess.log"
+    for folder in (binary, part):
+        shutil.rmtree(folder, ignore_errors=True)
+    run_fairseq(
+        "preprocess", "--source-lang", source, "--target-lang", target, "--joined-dictionary", "--destdir", part,
+        "--workers", workers,
         *(argument for use in USES for argument in (f"--{use}pref", out / "pieces" / use)),
+        log=log,
     )  # fmt: skip
-    with log.open("w") as file:
-        done = subprocess.run(list(map(str, command)), stdout=file, stderr=subprocess.STDOUT)
-    if done.returncode != 0:
-        raise ValueError(f"fairseq-preprocess failed: {last_words(log)} (its log is {log})")
+    part.replace(binary)

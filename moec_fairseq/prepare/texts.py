@@ -3,18 +3,21 @@
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Executor
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
 from tqdm import tqdm
 
 from moec_fairseq.corpus.output import complete_files, parallel_paths
+from moec_fairseq.corpus.text import normalise_space
 from moec_fairseq.prepare.cleaning import normalise
 from moec_fairseq.prepare.markup import sentences
 from moec_fairseq.prepare.parallel import chunks, in_order
 from moec_fairseq.prepare.recipe import USES, Recipe
 
 CHUNK = 5_000  # pairs
+AS_PUBLISHED = "-as-published"  # the test text without normalisation, which scores are computed from
 
 Raw = tuple[str | None, str | None]
 Pairs = list[tuple[str, str]]
@@ -24,6 +27,9 @@ def write_texts(
     recipe: Recipe, places: list[dict[str, Path]], out: Path, pool: Executor, ahead: int, distinct: bool = False
 ) -> Counter[str]:
     """Write the text of each use, line N of one side the translation of line N of the other.
+
+    The test text is also written as it was published (but for white space), because scores are only comparable if
+    nobody changes the references.
 
     Args:
         recipe: says which parts are for what.
@@ -41,13 +47,14 @@ def write_texts(
     """
     counts: Counter[str] = Counter()
     seen: set[int] = set()
-    paths = [path for use in USES for path in parallel_paths(out, use, recipe.source, recipe.target)]
+    published = f"test{AS_PUBLISHED}"
+    names = (*USES, published)
+    paths = [path for name in names for path in parallel_paths(out, name, recipe.source, recipe.target)]
     with complete_files(paths) as files:
-        sides = {use: files[2 * number : 2 * number + 2] for number, use in enumerate(USES)}
+        sides = {name: files[2 * number : 2 * number + 2] for number, name in enumerate(names)}
 
-        def write(use: str, pairs: Pairs) -> None:
-            counts[f"{use}: kept"] += len(pairs)
-            for file, side in zip(sides[use], zip(*pairs, strict=True), strict=False):
+        def write(name: str, pairs: Pairs) -> None:
+            for file, side in zip(sides[name], zip(*pairs, strict=True), strict=False):
                 file.write("\n".join(side) + "\n")
 
         trained = 0
@@ -55,8 +62,10 @@ def write_texts(
             source, target = place[recipe.source], place[recipe.target]
             raw = _parallel(source, recipe.source, target, recipe.target)
             bar = tqdm(desc=f"read {source.name}", unit=" pairs", unit_scale=True)
-            for pairs, read in in_order(pool, _normalised, chunks(raw, CHUNK), ahead):
+            step = partial(_normalised, keep=part.use == "test")
+            for pairs, originals, read in in_order(pool, step, chunks(raw, CHUNK), ahead):
                 bar.update(read)
+                write(published, originals)
                 counts[f"{part.use}: read"] += read
                 counts[f"{part.use}: metadata"] += read - len(pairs)
                 if part.use != "test":
@@ -67,8 +76,10 @@ def write_texts(
                 if part.use == "train" and recipe.valid_every:
                     first = recipe.valid_every - 1 - trained % recipe.valid_every
                     trained += len(pairs)
+                    counts["valid: kept"] += len(pairs[first :: recipe.valid_every])
                     write("valid", pairs[first :: recipe.valid_every])
                     del pairs[first :: recipe.valid_every]
+                counts[f"{part.use}: kept"] += len(pairs)
                 write(part.use, pairs)
             bar.close()
     return +counts
@@ -103,7 +114,8 @@ def _parallel(source: Path, source_language: str, target: Path, target_language:
         yield one, other  # type: ignore[misc]
 
 
-def _normalised(raw: list[Raw]) -> tuple[Pairs, int]:
-    """Return the pairs of a chunk but those of metadata, and how many pairs it had."""
-    pairs = [(normalise(one), normalise(other)) for one, other in raw if one is not None and other is not None]
-    return pairs, len(raw)
+def _normalised(raw: list[Raw], keep: bool) -> tuple[Pairs, Pairs, int]:
+    """Return the pairs of a chunk but those of metadata, the same as they were if asked for, and how many it had."""
+    pairs = [(one, other) for one, other in raw if one is not None and other is not None]
+    originals = [(normalise_space(one), normalise_space(other)) for one, other in pairs] if keep else []
+    return [(normalise(one), normalise(other)) for one, other in pairs], originals, len(raw)

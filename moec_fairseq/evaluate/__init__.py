@@ -1,0 +1,1 @@
+"""From the checkpoints of a training to translations and scores that others can compare."""

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# From the checkpoints of a training to scores that others can compare: merges, averages, translates, scores.
+#
+# Usage: bash scripts/evaluate.sh [--active-env] --checkpoints DIR [OPTIONS]
+#
+#   --checkpoints DIR    the save_dir of a training, or one checkpoint; files of all ranks are merged
+#   --average N          mean of the last N checkpoints of DIR; default: 10
+#   --by epoch|update    which of them, where DIR has checkpoint3.pt and checkpoint_3_80.pt
+#   --best               checkpoint_best.pt instead
+#
+# What is translated; by default the test text of the data that the model was trained on:
+#   --data DIR           of scripts/prepare_data.sh, or any binary data of fairseq
+#   --subset NAME        another part, such as valid
+#   --test-set NAME      a test set of sacrebleu, such as wmt14/full
+#   --input FILE         plain text, compared with
+#   --references FILE... one or several translations of it
+#   --tokenized          the text is tokenised: BLEU takes it as it is
+#   --remove-bpe KIND    how binary data of others is segmented: subword_nmt (default) or sentencepiece
+#
+# How:
+#   --beam N, --lenpen X, --max-tokens N
+#                        size of the beam (5), exponent of the length (1), tokens of a batch (4096)
+#   --cpu                leave a GPU alone
+#
+# Results:
+#   --against FILE       translations of another system: confidence intervals, and p by paired bootstrap
+#   --table FILE.csv     table of results that gets a row, also as FILE.md
+#   --name NAME          of this system there; default: the name of DIR
+#   --samples N          translations to show; default: 3
+#   --out DIR            all results; default: DIR/evaluation/SET
+#   --active-env         use the environment that is active now instead of .venv in the checkout
+#   --help               show this text
+#
+# Shows BLEU, chrF and TER of sacreBLEU, and BLEU of tokenised text with compounds split, each with its signature.
+# Finished steps are skipped when the command is given again.
+#
+# Example: bash scripts/evaluate.sh --checkpoints checkpoints/wmt14_en_de_moec --test-set wmt14/full --table results.csv
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/start.sh" "$@"
+export PYTHONWARNINGS=ignore
+exec python -m moec_fairseq.evaluate ${arguments[@]+"${arguments[@]}"}
