@@ -21,14 +21,27 @@ class DataOfModel:
         prepared = [folder for folder in (data, data.parent) if (folder / "spm.model").is_file()]
         self.prepared = prepared[0] if prepared and (prepared[0] == data or data.name == "binary") else None
         self.binary = self.prepared / "binary" if self.prepared else data
+        if not self.binary.is_dir():
+            raise ValueError(f"there is no folder {self.binary}; give --data, the data that the model was trained on")
+        source, target = (facts.source, facts.target) if facts.source and facts.target else self._only_pair()
         dictionaries = sorted(path.name.split(".")[1] for path in self.binary.glob("dict.*.txt"))
-        if facts.source is None or facts.target is None or {facts.source, facts.target} - set(dictionaries):
-            languages = f"{facts.source} to {facts.target}"
+        if {source, target} - set(dictionaries):
             raise ValueError(
-                f"the model translates {languages}, but {self.binary} has dictionaries of "
+                f"the model translates {source} to {target}, but {self.binary} has dictionaries of "
                 f"{' and '.join(dictionaries) or 'no language'}; give --data of its training"
             )
-        self.source, self.target = facts.source, facts.target
+        self.source, self.target = source, target
+
+    def _only_pair(self) -> tuple[str, str]:
+        """Return the languages in the names of the binary files, as fairseq does where it was not told."""
+        names = [path.name.split(".") for path in self.binary.glob("*.*-*.*.idx")]
+        pairs = sorted({tuple(name[1].split("-")) for name in names if len(name) == 4})
+        if len(pairs) != 1 or len(pairs[0]) != 2:
+            raise ValueError(
+                f"the checkpoint does not say between which languages it translates, and {self.binary} has "
+                f"{len(pairs)} pairs of languages, not one; give --data of its training"
+            )
+        return pairs[0]
 
     def evaluation_set(
         self, subset: str, test_set: str | None, text: Path | None, references: list[Path]

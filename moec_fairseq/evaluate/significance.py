@@ -49,11 +49,10 @@ def compare(
     test = PairedTest(systems, {name: make() for name, make in chosen.items()}, references, "bs", SAMPLES)
     signatures, results = test()
     comparisons = {}
+    found: dict[str, Any] = results  # of both systems, in their order
     for name, full_name in zip(chosen, signatures, strict=True):  # such as chrF, chrF2
-        theirs, ours = (Estimate.of(result) for result in results[full_name])
-        comparisons[name] = Comparison(ours, theirs, _p_value(results[full_name][1]), str(signatures[full_name]))
+        theirs, ours = (Estimate.of(result) for result in found[full_name])
+        # sacreBLEU counts resamples that differ by more, of which there are none where nothing differs
+        p_value = 1.0 if ours == theirs else round(float(found[full_name][1].p_value), 4)
+        comparisons[name] = Comparison(ours, theirs, p_value, str(signatures[full_name]))
     return comparisons
-
-
-def _p_value(result: Any) -> float:
-    return round(float(result.p_value), 4)

@@ -6,7 +6,6 @@ import sys
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from moec_fairseq.prepare.archives import extract, unpack
 from moec_fairseq.prepare.cleaning import Limits
 from moec_fairseq.prepare.download import download
 from moec_fairseq.prepare.pieces import write_pieces
-from moec_fairseq.prepare.recipe import USES, Archive, Recipe, read_recipe
+from moec_fairseq.prepare.recipe import USES, Recipe, read_recipe
 from moec_fairseq.prepare.texts import write_texts
 
 
@@ -72,19 +71,15 @@ def prepare(
     limits = Limits(max_length=max_length, max_ratio=max_ratio)
     stages = Stages(out)
     with _pool(workers) as pool:
-        archives = {
-            name: stages.do(f"download-{name}", [asdict(archive), str(raw)], partial(_download, archive, raw))
-            for name, archive in corpus.archives.items()
-        }
 
         def texts() -> dict[str, int]:
+            archives = {name: download(archive, raw) for name, archive in corpus.archives.items()}
             extracted = out / "extracted"
             found = write_texts(corpus, _places(corpus, archives, extracted), out / "text", pool, 4 * workers, distinct)
             shutil.rmtree(extracted)
             return found
 
-        parts = [[part.use, part.texts] for part in corpus.parts]
-        counts = Counter(stages.do("text", [*languages, distinct, corpus.valid_every, parts], texts))
+        counts = Counter(stages.do("text", [asdict(corpus), distinct], texts))
         model = out / "spm.model"
         stages.do(
             "pieces-model",
@@ -116,10 +111,6 @@ def _pool(workers: int) -> ProcessPoolExecutor:
     return pool
 
 
-def _download(archive: Archive, raw: Path) -> str:
-    return str(download(archive, raw))
-
-
 def table(counts: Counter[str]) -> str:
     """Return how many pairs each rule dropped, as Markdown."""
     rules = list(dict.fromkeys(key.partition(": ")[2] for key in counts))
@@ -129,7 +120,7 @@ def table(counts: Counter[str]) -> str:
     return tabulate(rows, headers=["pairs", *USES], tablefmt="github", intfmt=",")
 
 
-def _places(corpus: Recipe, archives: dict[str, str], out: Path) -> list[dict[str, Path]]:
+def _places(corpus: Recipe, archives: dict[str, Path], out: Path) -> list[dict[str, Path]]:
     """Return the file of each language for each part, taken out of its archive."""
     found: dict[tuple[str, str | None], Path] = {}
     for name, path in archives.items():
@@ -137,9 +128,9 @@ def _places(corpus: Recipe, archives: dict[str, str], out: Path) -> list[dict[st
             member for part in corpus.parts for archive, member in part.texts.values() if archive == name and member
         }
         if members:
-            found |= {(name, m): p for m, p in extract(Path(path), members, out / name).items()}
+            found |= {(name, m): p for m, p in extract(path, members, out / name).items()}
         else:
-            found[name, None] = unpack(Path(path), out / name)
+            found[name, None] = unpack(path, out / name)
     return [{language: found[place] for language, place in part.texts.items()} for part in corpus.parts]
 
 

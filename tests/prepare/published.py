@@ -4,8 +4,10 @@ import gzip
 import io
 import random
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
+SAMPLE = Path(__file__).parents[3] / "shared/data/wmt-sample"  # not part of the project
 WORDS = {
     "en": "the a big small red green house tree dog cat sees likes has old new and or under over".split(),
     "de": "das ein große kleine rote grüne Haus Baum Hund Katze sieht mag hat alt neu und oder unter über".split(),
@@ -21,6 +23,19 @@ def pairs(count: int, source: str, target: str, seed: int = 1) -> tuple[list[str
         [" ".join(WORDS[language][n] for n in row) + " ." for row in numbers] for language in (source, target)
     )
     return one, other
+
+
+Pairs = Callable[..., tuple[list[str], list[str]]]
+
+
+def real_pairs(count: int, source: str, target: str, seed: int = 1) -> tuple[list[str], list[str]]:
+    """Return real sentences of WMT, English and German, where they are at hand; else made up ones."""
+    if not SAMPLE.is_dir():
+        return pairs(count, source, target, seed)
+    files = {"en": SAMPLE / "src-train.txt", "de": SAMPLE / "tgt-train.txt"}
+    one, other = (files[language].read_text(encoding="utf-8").splitlines() for language in (source, target))
+    chosen = random.Random(seed).sample(range(len(one)), count)
+    return [one[n] for n in chosen], [other[n] for n in chosen]
 
 
 def tar(path: Path, members: dict[str, bytes], mode: str = "w:gz") -> None:
@@ -67,7 +82,7 @@ def talk_xml(sentences: list[str], kind: str, language: str) -> bytes:
     ).encode()
 
 
-def wmt14_en_de(folder: Path, count: int = 400) -> None:
+def wmt14_en_de(folder: Path, count: int = 400, pairs: Pairs = pairs) -> None:
     """Write the archives of WMT14 English–German; CommonCrawl has some pairs that cleaning drops."""
     train = pairs(3 * count, "en", "de")
     third = [[side[i * count : (i + 1) * count] for side in train] for i in range(3)]

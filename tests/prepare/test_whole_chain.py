@@ -1,0 +1,104 @@
+"""Archives over HTTP, prepare_data.sh, train.sh on two processes, evaluate.sh: all by their command lines."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from . import published
+
+ROOT = Path(__file__).parents[2]
+LIMITS = {"OMP_NUM_THREADS": "2", "PYTHONWARNINGS": "ignore"}
+SIZES = [
+    f"model.{side}_{name}={value}"
+    for side in ("encoder", "decoder")
+    for name, value in (("embed_dim", 32), ("ffn_embed_dim", 64), ("attention_heads", 2), ("layers", 2))
+]
+
+
+def run(package, *arguments, cwd):
+    command = [sys.executable, "-m", f"moec_fairseq.{package}", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=os.environ | LIMITS, timeout=300)
+
+
+@pytest.fixture
+def trained(tmp_path, server, local_recipe):
+    """Return a folder with prepared data and the checkpoints of two processes."""
+    published.wmt14_en_de(tmp_path / "web", pairs=published.real_pairs)
+    broken = tmp_path / "web/wmt17/translation-task/dev.tgz"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[: len(whole) // 2])
+    prepare = ["prepare", local_recipe("wmt14_en_de"), "--vocab-size", 500]
+
+    server.break_after["/wmt13/training-parallel-europarl-v7.tgz"] = [3000]
+    done = run(*prepare, cwd=tmp_path)
+    assert done.returncode == 1 and "raw/wmt17-dev.tgz is broken" in done.stderr.splitlines()[-1]
+    assert not list((tmp_path / "wmt14_en_de-en-de/text").glob("*"))
+    broken.write_bytes(whole)
+    (tmp_path / "wmt14_en_de-en-de/raw/wmt17-dev.tgz").unlink()
+    done = run(*prepare, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+    done = run(
+        "launch", "small_moec", "--configs", ROOT / "configs", "task.data=wmt14_en_de-en-de/binary", *SIZES,
+        "optimization.max_epoch=3", "dataset.max_tokens=4000", "dataset.num_workers=0", "--processes", 2,
+        "optimization.lr=[0.01]", "lr_scheduler.warmup_updates=10", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return tmp_path
+
+
+def test_from_archives_to_scores(trained):
+    evaluate = ["evaluate", "--checkpoints", "checkpoints/small_moec", "--table", "results.csv", "--beam", 2]
+    done = run(*evaluate, "--average", 2, cwd=trained)
+    assert done.returncode == 0, done.stderr + done.stdout
+    out = trained / "checkpoints/small_moec/evaluation/test"
+    translations, references = (
+        (out / f"{name}.txt").read_text().splitlines() for name in ("translations", "references")
+    )
+    assert len(translations) == len(references) == 15 and not any("\u2581" in line for line in translations)
+    assert references[-1] == "„F&E“ ist <5"  # as published, not normalised
+    scores = json.loads((out / "scores.json").read_text())
+    assert set(scores["scores"]) == {"BLEU", "chrF", "TER", "BLEU, compounds split"}
+    assert all("version:" in score["signature"] for score in scores["scores"].values())
+    assert scores["checkpoints"] == [f"checkpoints/small_moec/checkpoint{n}.pt" for n in (2, 3)]
+    for fact in ("experts:8", "clusters:2", "checkpoints:2", "beam:2", "seed:1", "moec_fairseq:"):
+        assert fact in scores["signature"]
+    assert f"{scores['scores']['BLEU']['value']:.2f}" in done.stdout
+
+    # once more: nothing is made again; a perfect translation is better
+    made = (out / "translations.txt").stat().st_mtime_ns
+    done = run(*evaluate, "--average", 2, "--against", out / "references.txt", cwd=trained)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("done before") == 2 and (out / "translations.txt").stat().st_mtime_ns == made
+    against = json.loads((out / "scores.json").read_text())["against"]
+    assert against["BLEU"]["other"]["score"] == 100.0 and against["BLEU"]["p_value"] < 0.01
+
+    # text of the user, another checkpoint: a second row
+    (trained / "mine.en").write_text("The house is red .\nThe dog sleeps .\n")
+    (trained / "mine.de").write_text("Das Haus ist rot .\nDer Hund schläft .\n")
+    mine = ["--best", "--input", "mine.en", "--references", "mine.de"]
+    done = run(*evaluate, *mine, "--name", "best", cwd=trained)
+    assert done.returncode == 0, done.stderr
+    with (trained / "results.csv").open() as file:
+        assert [(row["system"], row["set"]) for row in csv.DictReader(file)] == [
+            ("small_moec", "wmt14_en_de-en-de/test"), ("best", "mine"),
+        ]  # fmt: skip
+
+    for arguments, sentence in (
+        ([*mine, "--against", out / "references.txt"], "mine has 2, "),
+        (["--average", 9], "--average is 9, but checkpoints/small_moec holds 3 numbered checkpoints; give 3 or less"),
+        (["--best", "--data", "elsewhere"], "there is no folder elsewhere; give --data"),
+        (["--best", "--test-set", "wmt99"], "sacrebleu has no test set wmt99"),
+    ):  # fmt: skip
+        done = run(*evaluate, *arguments, cwd=trained)
+        assert done.returncode == 1 and sentence in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+
+
+def test_help():
+    done = subprocess.run(["bash", ROOT / "scripts/evaluate.sh", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "--checkpoints DIR" in done.stdout
