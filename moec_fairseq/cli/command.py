@@ -29,5 +29,5 @@ def run_command(parser: argparse.ArgumentParser, interrupted: str) -> int:
 
 def _explained(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in NO_SPACE:
-        return f"{error}; make room there and give the same command again: what is finished is kept"
+        return f"{error}; make room on the disk and give the same command again: what is finished is kept"
     return str(error)
