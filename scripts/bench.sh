@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
 # How fast it is: ratios, medians and spread of 7 interleaved repeats, peak memory.
 #
-# Usage: bash scripts/bench.sh [--active-env] [layer|train|generate|prepare|all] [--json FILE] [--size small] [--device cpu|cuda]
+# Usage: bash scripts/bench.sh [--active-env] [layer|train|generate|prepare|clean|all] [--json FILE] [--size small] [--device cpu|cuda]
 #
 #   layer          our layer against a dense block of the same active size and fairscale's MOELayer; its parts; bfloat16
 #   train          training steps of whole models, and the optimizer's share of them
 #   generate       beam search with whole models
-#   prepare        from raw text to pieces
+#   prepare        from your own text to pieces, as in the quickstart
+#   clean          from published text to pieces, as in prepare_data.sh; with
+#     --text PREFIX  real text in PREFIX.en and PREFIX.de instead of made up
+#     --moses DIR    the same with Moses' scripts in DIR and subword-nmt
 #   --json FILE    write every repeat to FILE, and a picture of time and memory beside it
 #   --size small   tiny sizes, which only show that it runs
 #   --device       a GPU is used if there is one

@@ -1,4 +1,4 @@
-"""Measure speed and memory: layer (ours, dense, fairscale), train, generate, prepare, or all of them."""
+"""Measure speed and memory: layer (ours, dense, fairscale), train, generate, prepare, clean, or all of them."""
 
 import argparse
 import sys
@@ -7,17 +7,18 @@ from pathlib import Path
 
 import torch
 
-from moec_fairseq.bench import layer, models, prepare
+from moec_fairseq.bench import clean, layer, models, prepare
 from moec_fairseq.bench.picture import draw
 from moec_fairseq.bench.report import Row, Target, machine, table, target_table, write_json
 from moec_fairseq.bench.sizes import SIZES, Sizes
 
-Run = Callable[[Sizes, torch.device], tuple[list[Row], list[Target]]]
+Run = Callable[[Sizes, torch.device, argparse.Namespace], tuple[list[Row], list[Target]]]
 SUITES: dict[str, Run] = {
-    "layer": lambda sizes, device: layer.run(sizes.layer, device),
-    "train": lambda sizes, device: models.train(sizes.model, device),
-    "generate": lambda sizes, device: models.generate(sizes.model, device),
-    "prepare": lambda sizes, device: prepare.run(sizes.text, device),
+    "layer": lambda sizes, device, _: layer.run(sizes.layer, device),
+    "train": lambda sizes, device, _: models.train(sizes.model, device),
+    "generate": lambda sizes, device, _: models.generate(sizes.model, device),
+    "prepare": lambda sizes, device, _: prepare.run(sizes.text, device),
+    "clean": lambda sizes, _, options: clean.run(sizes.clean, options.text, options.moses),
 }
 
 
@@ -30,6 +31,10 @@ def _parser() -> argparse.ArgumentParser:
         "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu",
         help="default: a GPU if there is one",
     )  # fmt: skip
+    parser.add_argument("--text", metavar="PREFIX", help="clean: real text, PREFIX.en and PREFIX.de, not made up")
+    parser.add_argument(
+        "--moses", type=Path, metavar="DIR", help="clean: compare with Moses' scripts in DIR and subword-nmt"
+    )
     return parser
 
 
@@ -46,7 +51,7 @@ def main() -> None:
     rows: list[Row] = []
     targets: list[Target] = []
     for name in SUITES if options.suite == "all" else [options.suite]:
-        own, wanted = SUITES[name](SIZES[options.size], device)
+        own, wanted = SUITES[name](SIZES[options.size], device, options)
         print(f"\n## {name}\n\n{table(own)}\n", flush=True)
         rows += own
         targets += wanted

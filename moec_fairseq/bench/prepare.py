@@ -16,7 +16,7 @@ from moec_fairseq.corpus.own import own
 from moec_fairseq.corpus.segment import segment
 
 
-def _write_text(folder: Path, pairs: int) -> None:
+def write_text(folder: Path, pairs: int) -> None:
     """Write text whose words are as unevenly used as those of a language (Zipf), about 20 to a sentence."""
     source = random.Random(1)
     letters = "etaoinshrdlucmfw"
@@ -32,7 +32,7 @@ def run(sizes: TextSizes, device: torch.device) -> tuple[list[Row], list[Target]
     """Time cleaning and splitting, and learning and cutting pieces."""
     with TemporaryDirectory() as name:
         folder = Path(name)
-        _write_text(folder, sizes.pairs)
+        write_text(folder, sizes.pairs)
 
         def split() -> None:
             with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):

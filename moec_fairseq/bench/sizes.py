@@ -40,12 +40,22 @@ class TextSizes:
 
 
 @dataclass(frozen=True)
+class CleanSizes:
+    """Sizes of the clean suite."""
+
+    pairs: int = 200_000
+    vocabulary: int = 8000
+    repeats: int = 3
+
+
+@dataclass(frozen=True)
 class Sizes:
     """Sizes of all suites."""
 
     layer: LayerSizes = LayerSizes()
     model: ModelSizes = ModelSizes()
     text: TextSizes = TextSizes()
+    clean: CleanSizes = CleanSizes()
 
 
 SIZES = {
@@ -54,5 +64,6 @@ SIZES = {
         LayerSizes(16, 32, 64, (2, 4, 8), (32, 64, 128), repeats=1, warmup=1),
         ModelSizes("moec_transformer_tiny", 50, 256, 4, 6, (2, 4), repeats=1, warmup=1),
         TextSizes(200, 60, repeats=1),
+        CleanSizes(200, 60, repeats=1),
     ),
 }

@@ -1,9 +1,12 @@
 """Work on chunks of a stream in several processes, results in order, memory bounded."""
 
+import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from itertools import islice
+from multiprocessing import get_context
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -26,3 +29,12 @@ def in_order(pool: Executor, function: Callable[[Item], Result], items: Iterable
             yield running.popleft().result()
     while running:
         yield running.popleft().result()
+
+
+def processes(workers: int) -> ProcessPoolExecutor:
+    """Return workers that are there already: forked while this process has one thread, they need not import torch."""
+    context = get_context("fork" if sys.platform == "linux" else "spawn")
+    # Ctrl-C is for this process alone
+    pool = ProcessPoolExecutor(workers, context, signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    pool.submit(int)
+    return pool

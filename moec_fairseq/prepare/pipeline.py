@@ -1,12 +1,8 @@
 """The steps from a recipe to the binary data of fairseq."""
 
 import shutil
-import signal
-import sys
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
-from multiprocessing import get_context
 from pathlib import Path
 
 from tabulate import tabulate
@@ -19,6 +15,7 @@ from moec_fairseq.corpus.segment import train_model
 from moec_fairseq.prepare.archives import extract, unpack
 from moec_fairseq.prepare.cleaning import Limits
 from moec_fairseq.prepare.download import download
+from moec_fairseq.prepare.parallel import processes
 from moec_fairseq.prepare.pieces import write_pieces
 from moec_fairseq.prepare.recipe import USES, Recipe, read_recipe
 from moec_fairseq.prepare.texts import write_texts
@@ -70,7 +67,7 @@ def prepare(
     out.mkdir(parents=True, exist_ok=True)
     limits = Limits(max_length=max_length, max_ratio=max_ratio)
     stages = Stages(out)
-    with _pool(workers) as pool:
+    with processes(workers) as pool:
 
         def texts() -> dict[str, int]:
             archives = {name: download(archive, raw) for name, archive in corpus.archives.items()}
@@ -100,15 +97,6 @@ def prepare(
     print(table(counts))
     stages.do("binary", None, lambda: _preprocess(out, *languages, workers))
     print(f"{out}: binary/ for fairseq, text/ and pieces/ with the sentences, spm.model, cleaning.md")
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    """Return workers that are there already: forked while this process has one thread, they need not import torch."""
-    context = get_context("fork" if sys.platform == "linux" else "spawn")
-    # Ctrl-C is for this process alone
-    pool = ProcessPoolExecutor(workers, context, signal.signal, (signal.SIGINT, signal.SIG_IGN))
-    pool.submit(int)
-    return pool
 
 
 def table(counts: Counter[str]) -> str:
