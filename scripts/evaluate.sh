@@ -37,5 +37,5 @@
 # Example: bash scripts/evaluate.sh --checkpoints checkpoints/wmt14_en_de_moec --test-set wmt14/full --table results.csv
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/start.sh" "$@"
-export PYTHONWARNINGS=ignore
+export PYTHONWARNINGS=ignore  # of libraries, about their own code
 exec python -m moec_fairseq.evaluate ${arguments[@]+"${arguments[@]}"}

@@ -26,4 +26,5 @@
 # Example: bash scripts/prepare_data.sh wmt14_en_de --raw-dir /data/wmt --workers 16
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/start.sh" "$@"
+export PYTHONWARNINGS=ignore  # of libraries, about their own code
 exec python -m moec_fairseq.prepare --recipes "$root/data" ${arguments[@]+"${arguments[@]}"}
