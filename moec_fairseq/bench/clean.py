@@ -16,8 +16,8 @@ from moec_fairseq.bench.sizes import CleanSizes
 from moec_fairseq.bench.timing import Contender, interleave
 from moec_fairseq.corpus.output import parallel_paths
 from moec_fairseq.corpus.segment import train_model
+from moec_fairseq.prepare import parallel
 from moec_fairseq.prepare.cleaning import Limits
-from moec_fairseq.prepare.parallel import processes
 from moec_fairseq.prepare.pieces import write_pieces
 from moec_fairseq.prepare.recipe import USES, Archive, Part, Recipe
 from moec_fairseq.prepare.texts import write_texts
@@ -81,7 +81,7 @@ def _ours(folder: Path, model: Path) -> None:
     recipe = Recipe("text", source, target, {use: Archive(use, "", "") for use in USES}, parts)
     names = [TEXT, HELD_OUT, HELD_OUT]
     files = [dict(zip(LANGUAGES, parallel_paths(folder, name, source, target), strict=True)) for name in names]
-    with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()), processes(WORKERS) as pool:
+    with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()), parallel.processes(WORKERS) as pool:
         write_texts(recipe, files, folder / "clean", pool, 4 * WORKERS)
         write_pieces(folder / "clean", source, target, model, Limits(), folder / "pieces", pool, 4 * WORKERS)
 
@@ -97,7 +97,7 @@ def _learn_codes(folder: Path, vocabulary: int) -> Path:
 def _theirs(folder: Path, scripts: list[Path], codes: Path) -> None:
     """Run both languages side by side, each as a pipe of three programs, as the published recipes do."""
     with ExitStack() as stack:
-        last = []
+        processes: list[subprocess.Popen[bytes]] = []
         for language in LANGUAGES:
             stream = stack.enter_context((folder / f"{TEXT}.{language}").open("rb"))
             commands = [["perl", str(script), "-l", language] for script in scripts]
@@ -108,7 +108,7 @@ def _theirs(folder: Path, scripts: list[Path], codes: Path) -> None:
                 process = stack.enter_context(
                     subprocess.Popen(command, stdin=stream, stdout=out, stderr=subprocess.DEVNULL)
                 )
+                processes.append(process)
                 stream = process.stdout  # type: ignore[assignment]
-            last.append(process)
-        for process in last:
-            process.wait()
+        if any(process.wait() for process in processes):
+            raise ValueError("Moses' scripts or subword-nmt failed, so there is nothing to compare with.")

@@ -10,13 +10,14 @@ _KINDS = {
 KINDS = tuple(_KINDS)
 
 
-def last_checkpoints(folder: Path, last: int, kind: str | None = None) -> list[Path]:
+def last_checkpoints(folder: Path, last: int, kind: str | None = None, or_fewer: bool = False) -> list[Path]:
     """Return the last numbered checkpoints of a folder, oldest first, without the ranks in their names.
 
     Args:
         folder: the ``--save-dir`` of a training.
         last: how many.
         kind: ``epoch`` (checkpoint3.pt) or ``update`` (checkpoint_3_80.pt); None where there is only one kind.
+        or_fewer: be content with one or more.
 
     Raises:
         ValueError: there are fewer, or both kinds and none is chosen.
@@ -29,7 +30,7 @@ def last_checkpoints(folder: Path, last: int, kind: str | None = None) -> list[P
     if len(kinds) > 1:
         raise ValueError(f"{folder} holds checkpoints of epochs and of updates; give --by epoch or --by update.")
     numbered = found[kinds[0]] if kinds else {}
-    if len(numbered) < last:
+    if len(numbered) < (1 if or_fewer else last):
         raise ValueError(
             f"--last is {last}, but {folder} holds {len(numbered)} numbered checkpoints"
             f"{'' if kind is None else f' by {kind}'}; give {len(numbered) or 'another folder'}"

@@ -1,24 +1,47 @@
 """Runs fairseq's commands with the Python of this process."""
 
+import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TextIO
 
-from moec_fairseq.launch.watch import last_words
+from moec_fairseq.cli.logs import last_words
 
-
-def fairseq_command(name: str, *arguments: object) -> list[str]:
-    """Return the command line of ``fairseq-NAME``."""
-    return [str(Path(sys.executable).with_name(f"fairseq-{name}")), *map(str, arguments)]
+Reader = Callable[[Iterable[str], TextIO], None]
 
 
-def run_fairseq(name: str, *arguments: object, log: Path) -> None:
-    """Run ``fairseq-NAME``, all that it says in ``log``.
+def _copy(lines: Iterable[str], log: TextIO) -> None:
+    log.writelines(lines)
+
+
+def run_fairseq(name: str, *arguments: object, log: Path, read: Reader = _copy) -> None:
+    """Run ``fairseq-NAME``.
+
+    Args:
+        name: of the command.
+        arguments: of the command.
+        log: what the command says goes there.
+        read: takes the lines as they come, and the open log, to which it copies them.
 
     Raises:
         ValueError: it failed; says why.
     """
-    with log.open("w") as file:
-        done = subprocess.run(fairseq_command(name, *arguments), stdout=file, stderr=subprocess.STDOUT)
-    if done.returncode != 0:
+    command = [sys.executable, "-m", f"fairseq_cli.{name}", *map(str, arguments)]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore", "PYTHONUTF8": "1"}
+    with (
+        log.open("w", encoding="utf-8") as file,
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            encoding="utf-8",
+            errors="replace",
+        ) as process,
+    ):
+        assert process.stdout is not None
+        read(process.stdout, file)
+    if process.returncode != 0:
         raise ValueError(f"fairseq-{name} failed: {last_words(log)} (its log is {log})")

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from moec_fairseq.corpus.metrics import metrics
+from moec_fairseq.corpus.metrics import score as scores_of
 from moec_fairseq.corpus.output import write_json
 from moec_fairseq.corpus.text import lines
-from moec_fairseq.evaluate.metrics import metrics
-from moec_fairseq.evaluate.metrics import score as scores_of
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoints", type=Path, required=True, metavar="DIR", help="the save_dir of a training, or one checkpoint"
     )
-    parser.add_argument("--average", type=int, metavar="N", help="mean of the last N checkpoints of DIR (default: 10)")
+    parser.add_argument("--average", type=int, metavar="N", help="mean of the last N of DIR (default: 10, or all)")
     parser.add_argument(
         "--by", choices=KINDS, dest="kind", help="which, where DIR has checkpoint3.pt and checkpoint_3_80.pt"
     )
@@ -31,18 +31,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tokenized", action="store_true", help="the text is tokenised: BLEU takes it as it is")
     parser.add_argument(
         "--remove-bpe",
-        default="subword_nmt",
-        metavar="KIND",
-        help="of binary data without a model: subword_nmt, sentencepiece",
+        choices=("subword_nmt", "sentencepiece"),
+        dest="segmentation",
+        help="how binary data of others is cut into pieces (default: by the look of its dictionary)",
     )
     parser.add_argument("--beam", type=int, default=5, metavar="N", help="size of the beam (default: 5)")
     parser.add_argument("--lenpen", type=float, default=1.0, metavar="X", help="above 1 longer output (default: 1)")
     parser.add_argument("--max-tokens", type=int, default=4096, metavar="N", help="of a batch (default: 4096)")
     parser.add_argument("--against", type=Path, metavar="FILE", help="translations of another system, plain text")
-    parser.add_argument("--name", metavar="NAME", help="of this system, in tables (default: that of the folder)")
+    parser.add_argument("--name", metavar="NAME", help="of this system, in tables (default: the end of DIR)")
     parser.add_argument("--table", type=Path, metavar="FILE.csv", help="table of results that gets a row; FILE.md too")
     parser.add_argument("--samples", type=int, default=3, metavar="N", help="translations to show (default: 3)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="all results (default: CHECKPOINTS/evaluation/SET)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="all results (default: DIR/evaluation/WHICH)")
     parser.add_argument("--cpu", action="store_true", help="leave a GPU alone")
     parser.set_defaults(run=evaluate)
     return parser

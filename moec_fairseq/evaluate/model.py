@@ -12,34 +12,55 @@ from moec_fairseq.checkpoint.selection import last_checkpoints
 AVERAGE = 10
 
 
-def chosen_checkpoints(path: Path, average: int | None, best: bool, kind: str | None) -> list[Path]:
-    """Return the checkpoints to take the mean of.
+@dataclass(frozen=True)
+class Selection:
+    """Checkpoints whose mean is evaluated.
+
+    Attributes:
+        name: which of their folder they are, in a word.
+        paths: NAME.pt of each.
+        folder: where they are.
+    """
+
+    name: str
+    paths: list[Path]
+    folder: Path
+
+    @property
+    def system(self) -> str:
+        """Return what to call the system in tables: the last two folders of a training."""
+        return "/".join(self.folder.resolve().parts[-2:])
+
+    def fingerprint(self) -> list[Any]:
+        """Return what changes when one of the files does: name, size and time of each."""
+        files = [file.resolve() for path in self.paths for file in find_files(path).ranks.values()]
+        return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
+def select(path: Path, average: int | None, best: bool, kind: str | None) -> Selection:
+    """Return the checkpoints that were asked for.
 
     Args:
         path: the ``save_dir`` of a training, or one checkpoint.
-        average: how many; None: ``AVERAGE``.
+        average: how many of the last; None: ``AVERAGE``, or as many as there are.
         best: take ``checkpoint_best.pt`` instead.
         kind: ``epoch`` or ``update``, where the folder has both.
 
     Raises:
         ValueError: there are none, or fewer.
     """
+    if (best or not path.is_dir()) and (average, kind) != (None, None):
+        raise ValueError(f"--average and --by are for several checkpoints, but only one was asked for: {path}")
     if not path.is_dir():
-        return [path]
+        return Selection(path.name.removesuffix(".pt"), [path], path.parent)
     if best:
-        if average is not None:
-            raise ValueError(f"--best and --average {average} were both given; give one of them")
-        return [path / "checkpoint_best.pt"]
+        return Selection("best", [path / "checkpoint_best.pt"], path)
+    wanted = AVERAGE if average is None else average
     try:
-        return last_checkpoints(path, AVERAGE if average is None else average, kind)
+        paths = last_checkpoints(path, wanted, kind, or_fewer=average is None)
     except ValueError as error:
         raise ValueError(f"{str(error).replace('--last', '--average').rstrip('.')}; or give --best") from error
-
-
-def fingerprint(checkpoints: list[Path]) -> list[Any]:
-    """Return what changes when one of the files does: name, size and time of each."""
-    files = [file for path in checkpoints for file in find_files(path).ranks.values()]
-    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    return Selection(f"last{len(paths)}", paths, path)
 
 
 @dataclass(frozen=True)
@@ -50,24 +71,32 @@ class ModelFacts:
         data: the binary data of its training.
         source: language it translates from; None if the file does not say so.
         target: language it translates to, likewise.
-        facts: for the signature: seed, experts, updates and the like, by name.
+        cut_source_at: pieces after which training cut longer sources; None if it did not.
+        signature: seed, experts, updates and the like, by name.
     """
 
     data: Path
     source: str | None
     target: str | None
-    facts: dict[str, Any]
+    cut_source_at: int | None
+    signature: dict[str, Any]
 
 
 def model_facts(path: Path) -> ModelFacts:
     """Read what a checkpoint, one file, says of itself."""
     state = load_state(path, optimizer=False)
     task, model, common = (settings.group(state, name) for name in ("task", "model", "common"))
-    facts = {
+    signature = {
         "arch": model.get("_name") or model.get("arch"),
         "experts": settings.num_experts(state),
         "clusters": model.get("moec_cluster_count", 0),
         "seed": common.get("seed"),
         "updates": settings.num_updates(state),
     }
-    return ModelFacts(Path(str(task.get("data", ""))), task.get("source_lang"), task.get("target_lang"), facts)
+    return ModelFacts(
+        Path(str(task.get("data", ""))),
+        task.get("source_lang"),
+        task.get("target_lang"),
+        int(task["max_source_positions"]) if task.get("truncate_source") else None,
+        signature,
+    )

@@ -1,6 +1,7 @@
 """The steps from checkpoints to scores."""
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -9,17 +10,18 @@ from typing import Any
 from moec_fairseq.checkpoint.average import average as write_average
 from moec_fairseq.cli.stages import Stages
 from moec_fairseq.cli.version import project_version
-from moec_fairseq.corpus.hypotheses import read_hypotheses, read_sentences
+from moec_fairseq.corpus.hypotheses import read_hypotheses
+from moec_fairseq.corpus.metrics import COMPOUND_SPLIT, Metrics, Score, compound_split_bleu, metrics, score
 from moec_fairseq.corpus.output import complete_files, write_json
 from moec_fairseq.corpus.scoring import show_samples
 from moec_fairseq.corpus.text import lines, normalise_space, raw_lines
+from moec_fairseq.evaluate.choose import choose
 from moec_fairseq.evaluate.data import DataOfModel
-from moec_fairseq.evaluate.metrics import COMPOUND_SPLIT, Score, compound_split_bleu, metrics, score
-from moec_fairseq.evaluate.model import ModelFacts, chosen_checkpoints, fingerprint, model_facts
-from moec_fairseq.evaluate.report import add_row, check_table, comparison_table, score_table
-from moec_fairseq.evaluate.sets import EvaluationSet, check_lengths
+from moec_fairseq.evaluate.model import ModelFacts, model_facts, select
+from moec_fairseq.evaluate.report import add_row, comparison_table, read_table, score_table
+from moec_fairseq.evaluate.sets import EvaluationSet, TextSet, check_lengths, check_words
 from moec_fairseq.evaluate.significance import compare
-from moec_fairseq.evaluate.translate import Search, binarise, generate
+from moec_fairseq.evaluate.translate import Search, generate
 
 FAIRSEQ_BLEU = "fairseq's BLEU4"
 _FAIRSEQ_RESULT = re.compile(r"Generate \S+ with beam=\d+: BLEU4 = ([\d.]+), (\S+) \(BP=([\d.]+)")
@@ -36,7 +38,7 @@ def evaluate(
     text: Path | None,
     references: list[Path],
     tokenized: bool,
-    remove_bpe: str,
+    segmentation: str | None,
     beam: int,
     lenpen: float,
     max_tokens: int,
@@ -56,97 +58,105 @@ def evaluate(
         raise ValueError(f"--test-set {test_set} and --input {text} were both given; give one of them")
     if references and not text:
         raise ValueError("--references belong to --input; other sets have their own")
-    if beam < 1 or max_tokens < 1:
-        raise ValueError(f"--beam is {beam} and --max-tokens {max_tokens}, but neither can be below 1")
+    if beam < 1 or max_tokens < 1 or samples < 0:
+        raise ValueError(f"--beam is {beam}, --max-tokens {max_tokens}, --samples {samples}; give 1, 1 and 0 or more")
     if table:
-        check_table(table)
-    chosen = chosen_checkpoints(checkpoints, average, best, kind)
-    folder = checkpoints if checkpoints.is_dir() else checkpoints.parent
-    out = out or folder / "evaluation" / (test_set or (text.stem if text else subset)).replace("/", "_")
-    out.mkdir(parents=True, exist_ok=True)
-    stages = Stages(out)
+        read_table(table)
+    other = {str(against): list(raw_lines(against))} if against else {}
 
+    selection = select(checkpoints, average, best, kind)
+    fingerprint = selection.fingerprint()
+    out = out or selection.folder / "evaluation" / selection.name
+    out.mkdir(parents=True, exist_ok=True)
     model = out / "model.pt"
-    stages.do("model", fingerprint(chosen), lambda: write_average(chosen, model, merge=True))
+    average_step = partial(write_average, selection.paths, model, merge=True)
+    Stages(out).do("model", fingerprint, average_step, [model])
     facts = model_facts(model)
-    search = Search(beam, lenpen, max_tokens, cpu)
-    place = DataOfModel(data or facts.data, facts)
-    wanted = place.evaluation_set(subset, test_set, text, references)
-    other = {str(against): list(lines(against))} if against else {}
-    if wanted.source is not None:
+    place = DataOfModel(data, facts)
+    kinds = metrics(place.target, tokenized)
+    wanted = choose(place, subset, test_set, text, references, segmentation)
+    if isinstance(wanted, TextSet):
         check_lengths({wanted.name: wanted.source} | other)
 
-    settings = [str(place.binary), wanted.name, wanted.checksum(), beam, lenpen, remove_bpe]
-    stages.do("translations", settings, partial(_translate, place, wanted, subset, search, remove_bpe, out))
-    hypotheses = list(lines(out / "translations.txt"))
-    if wanted.source is None:
-        wanted = _read_by_fairseq(wanted, out)
-    if not wanted.references:
-        print(f"{len(hypotheses)} translations in {out / 'translations.txt'}; without --references there are no scores")
+    search = Search(beam, lenpen, max_tokens, cpu)
+    folder = out / re.sub(r"\W+", "_", test_set or (text.stem if text else subset))
+    folder = folder.with_name(f"{folder.name}-beam{beam}" + (f"-lenpen{lenpen:g}" if lenpen != 1 else ""))
+    version = _translate(model, fingerprint, facts, place, wanted, search, folder)
+    known = wanted.known(folder / "generate.log")
+    hypotheses = list(lines(folder / "translations.txt"))
+    if not known.references:
+        print(f"{folder}: {len(hypotheses)} translations in translations.txt; without --references there are no scores")
         return
-    check_lengths({"the references": wanted.references[0], "the translations": hypotheses} | other)
+    check_lengths({"the references": known.references[0], "the translations": hypotheses} | other)
 
-    kinds = metrics(place.target, tokenized)
-    scores = score(hypotheses, wanted.references, kinds)
-    scores[COMPOUND_SPLIT] = compound_split_bleu(hypotheses, wanted.references, place.target, tokenized)
-    scores |= _score_of_fairseq(out / "generate.log")
-    signature = _signature(facts, len(chosen), search)
-    system = name or (checkpoints.name if checkpoints.is_dir() else checkpoints.stem)
-
-    show_samples({"source": wanted.source or [], "reference": wanted.references[0], "translation": hypotheses}, samples)
-    print(score_table(scores))
-    print(f"\n{system} on {len(hypotheses)} sentences of {wanted.name}; {signature}")
-    result: dict[str, Any] = {
-        "system": system,
-        "set": wanted.name,
-        "sentences": len(hypotheses),
-        "signature": signature,
-        "checkpoints": [str(path) for path in chosen],
-        "scores": {key: asdict(value) for key, value in scores.items()},
+    scores = score(hypotheses, known.references, kinds)
+    scores[COMPOUND_SPLIT] = compound_split_bleu(hypotheses, known.references, place.target, tokenized)
+    scores |= _score_of_fairseq(folder / "generate.log")
+    row = {
+        "system": name or selection.system,
+        "set": known.name,
+        "model": _signature(facts, len(selection.paths), search),
+        "version": version,
     }
-    for file, translations in other.items():
-        comparisons = compare(hypotheses, translations, wanted.references, kinds)
-        print(f"\n{comparison_table(comparisons, system, file)}")
-        result["against"] = {"file": file, **{key: asdict(value) for key, value in comparisons.items()}}
-    write_json(out / "scores.json", result)
+    show_samples({"source": known.source, "reference": known.references[0], "translation": hypotheses}, samples)
+    print(score_table(scores))
+    print(f"\n{row['system']} on {len(hypotheses)} sentences of {known.name}\n{row['model']}|moec_fairseq:{version}")
+    result = row | {
+        "sentences": len(hypotheses),
+        "checkpoints": [str(path) for path in selection.paths],
+        "scores": {key: asdict(value) for key, value in scores.items()},
+        "against": _compare(hypotheses, other, known, kinds, row["system"]),
+    }
+    write_json(folder / "scores.json", result)
     if table:
         values = {key: f"{value.value:.2f}" for key, value in scores.items()}
-        add_row(table, {"system": system, "set": wanted.name, **values, "signature": signature})
+        add_row(table, row | values | {"BLEU's signature": scores["BLEU"].signature})
         print(f"a row in {table} and {table.with_suffix('.md')}")
-    print(f"{out}: translations.txt, source.txt, references*.txt, scores.json, model.pt, generate.log")
+    print(f"{folder}: translations.txt, source.txt, references*.txt, scores.json, generate.log")
 
 
 def _translate(
-    data: DataOfModel, wanted: EvaluationSet, subset: str, search: Search, remove_bpe: str, out: Path
-) -> None:
-    binary = data.binary
-    if wanted.source is not None:
-        assert data.prepared is not None
-        binary = binarise(
-            wanted.source, data.prepared / "spm.model", data.binary, data.source, data.target, out / "input"
-        )
-        subset, remove_bpe = "test", "sentencepiece"
-    log = out / "generate.log"
-    generate(out / "model.pt", binary, subset, data.source, data.target, remove_bpe, search, log)
-    found = read_hypotheses(raw_lines(log)).values()
-    texts = {"translations.txt": list(found)}
-    if wanted.source is None:
-        known = read_sentences(raw_lines(log), "S"), read_sentences(raw_lines(log), "T")
-        texts |= {name: list(side.values()) for name, side in zip(("source.txt", "references.txt"), known, strict=True)}
-    else:
-        texts["source.txt"] = wanted.source
-        for number, reference in enumerate(wanted.references):
-            texts[f"references{number or ''}.txt"] = reference
-    with complete_files([out / name for name in texts]) as files:
+    model: Path,
+    fingerprint: list[Any],
+    facts: ModelFacts,
+    data: DataOfModel,
+    wanted: EvaluationSet,
+    search: Search,
+    folder: Path,
+) -> str:
+    """Write translations, source and references into a folder; return the version of this project that translated."""
+    folder.mkdir(exist_ok=True)
+    for stale in (folder / "scores.json", *folder.glob("references*.txt")):
+        stale.unlink(missing_ok=True)
+    log, translations = folder / "generate.log", folder / "translations.txt"
+
+    def translate() -> str:
+        translations.unlink(missing_ok=True)
+        numbered = wanted.numbered(data, folder / "input")
+        generate(model, numbered, data.source, data.target, facts.cut_source_at, search, log)
+        found = read_hypotheses(raw_lines(log)).values()
+        check_words(found)
+        _write({translations: [normalise_space(line) for line in found]})
+        return project_version()
+
+    pieces = [data.prepared / "spm.model"] if data.prepared else []
+    version: str = Stages(folder).do(
+        "translations",
+        [fingerprint, str(data.binary.resolve()), wanted.checksum(), asdict(search)],
+        translate,
+        [log, translations],
+        [*pieces, *data.binary.glob("dict.*"), *wanted.inputs()],
+    )
+    known = wanted.known(log)
+    references = {folder / f"references{number or ''}.txt": text for number, text in enumerate(known.references)}
+    _write({folder / "source.txt": known.source, **references})
+    return version
+
+
+def _write(texts: Mapping[Path, Sequence[str]]) -> None:
+    with complete_files(list(texts)) as files:
         for file, text in zip(files, texts.values(), strict=True):
-            file.writelines(normalise_space(line) + "\n" for line in text)
-
-
-def _read_by_fairseq(wanted: EvaluationSet, out: Path) -> EvaluationSet:
-    """Return the set with the sentences that fairseq has printed."""
-    path = out / "references.txt"
-    references = [list(lines(path))] if path.stat().st_size else []
-    return EvaluationSet(wanted.name, list(lines(out / "source.txt")), references)
+            file.writelines(line + "\n" for line in text)
 
 
 def _score_of_fairseq(log: Path) -> dict[str, Score]:
@@ -159,8 +169,17 @@ def _score_of_fairseq(log: Path) -> dict[str, Score]:
 
 def _signature(facts: ModelFacts, count: int, search: Search) -> str:
     """Return what reproduces the translations, as sacreBLEU's signatures do for the scores."""
-    values = {
-        **facts.facts, "checkpoints": count, "beam": search.beam, "lenpen": f"{search.lenpen:g}",
-        "moec_fairseq": project_version(),
-    }  # fmt: skip
+    values = {**facts.signature, "checkpoints": count, "beam": search.beam, "lenpen": f"{search.lenpen:g}"}
     return "|".join(f"{key}:{value}" for key, value in values.items())
+
+
+def _compare(
+    hypotheses: Sequence[str], other: Mapping[str, Sequence[str]], known: TextSet, kinds: Metrics, system: str
+) -> dict[str, Any]:
+    """Show and return how the system differs from others, by the files of their translations."""
+    found = {}
+    for file, translations in other.items():
+        comparisons = compare(hypotheses, translations, known.references, kinds)
+        print(f"\n{comparison_table(comparisons, system, file)}")
+        found[file] = {key: asdict(value) for key, value in comparisons.items()}
+    return found

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from moec_fairseq.corpus.metrics import Score
 from moec_fairseq.corpus.output import complete_files
-from moec_fairseq.evaluate.metrics import Score
 from moec_fairseq.evaluate.significance import Comparison
 
-KEYS = ("system", "set")
+KEYS = ("system", "set", "model")  # a second row of the same takes the place of the first
 
 
 def score_table(scores: Mapping[str, Score]) -> str:
@@ -34,24 +34,38 @@ def comparison_table(comparisons: Mapping[str, Comparison], ours: str, other: st
     return tabulate(rows, headers=["metric", ours, other, "p", "signature"], tablefmt="simple", disable_numparse=True)
 
 
+def read_table(table: Path) -> list[dict[str, str]]:
+    """Return the rows of a table of results, none if it is not there.
+
+    Raises:
+        ValueError: the name has another ending, or the file is no table of results.
+    """
+    if table.suffix != ".csv":
+        raise ValueError(f"--table is {table}, but must end in .csv; the same is written as Markdown beside it")
+    if not table.is_file():
+        return []
+    with table.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file, restkey="", restval="")
+        rows = list(reader)
+    if not set(KEYS) <= set(reader.fieldnames or ()) or any("" in row for row in rows):
+        raise ValueError(
+            f"{table} is no table of results, which has columns {', '.join(KEYS)} and no row with more cells; give "
+            "another --table"
+        )
+    return rows
+
+
 def add_row(table: Path, row: Mapping[str, str]) -> None:
-    """Put a row into a table of results, in the place of an older one of the same system and set.
+    """Put a row into a table of results, in the place of an older one with the same ``KEYS``.
 
     Args:
         table: FILE.csv, made if it is not there; FILE.md shows the same.
-        row: values by column; ``KEYS`` say which row it is.
+        row: values by column.
 
     Raises:
-        ValueError: the file has another ending, or is no table of results.
+        ValueError: the file is no table of results.
     """
-    rows: list[dict[str, str]] = []
-    if table.is_file():
-        with table.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        if any(key not in old for old in rows for key in KEYS):
-            raise ValueError(
-                f"{table} has no columns {' and '.join(KEYS)}, so it is no table of results; give another --table"
-            )
+    rows = read_table(table)
     identity = [row[key] for key in KEYS]
     place = next((n for n, old in enumerate(rows) if [old[key] for key in KEYS] == identity), len(rows))
     rows[place : place + 1] = [dict(row)]
@@ -62,9 +76,3 @@ def add_row(table: Path, row: Mapping[str, str]) -> None:
         writer.writerows(rows)
         cells = [[old.get(column, "").replace("|", "\\|") for column in columns] for old in rows]
         markdown.write(tabulate(cells, headers=columns, tablefmt="github", disable_numparse=True) + "\n")
-
-
-def check_table(table: Path) -> None:
-    """Raise ValueError unless a table of results can have this name."""
-    if table.suffix != ".csv":
-        raise ValueError(f"--table is {table}, but must end in .csv; the same is written as Markdown beside it")

@@ -1,90 +1,111 @@
 """What is translated, and what the translations are compared with."""
 
-import urllib.error
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Protocol
 
-from sacrebleu.dataset import DATASETS
-from sacrebleu.utils import get_reference_files, get_source_file
+from moec_fairseq.corpus.hypotheses import PIECE_MARK, read_sentences
+from moec_fairseq.corpus.text import raw_lines
+from moec_fairseq.evaluate.data import DataOfModel
+from moec_fairseq.evaluate.translate import Numbered, binarise
 
-from moec_fairseq.corpus.output import parallel_paths
-from moec_fairseq.corpus.text import lines
-from moec_fairseq.prepare.texts import AS_PUBLISHED
+
+class EvaluationSet(Protocol):
+    """Sentences to translate."""
+
+    @property
+    def name(self) -> str:
+        """Return what tables call it."""
+
+    def checksum(self) -> str:
+        """Return what changes when the sentences do."""
+
+    def inputs(self) -> list[Path]:
+        """Return the files that hold them, if a change of these is to be noticed."""
+
+    def numbered(self, data: DataOfModel, out: Path) -> Numbered:
+        """Return binary data of them; the folder ``out`` is for what has to be made."""
+
+    def known(self, log: Path) -> "TextSet":
+        """Return the text; ``log`` is what fairseq-generate said of it."""
 
 
 @dataclass(frozen=True)
-class EvaluationSet:
-    """Sentences to translate.
+class TextSet:
+    """Plain text.
 
     Attributes:
         name: of the set, for tables.
-        source: the sentences; None: those of the binary data, which only fairseq reads.
-        references: texts of as many sentences, none if there are none, or if fairseq reads them.
+        source: the sentences.
+        references: texts of as many sentences; none if there is nothing to compare with.
     """
 
     name: str
-    source: list[str] | None
+    source: list[str]
     references: list[list[str]]
 
-    def checksum(self) -> str | None:
+    def checksum(self) -> str:
         """Return what changes when the sentences do."""
-        return None if self.source is None else sha256("\n".join(self.source).encode()).hexdigest()
+        return sha256("\n".join(self.source).encode()).hexdigest()
+
+    def inputs(self) -> list[Path]:
+        """Return nothing: the checksum tells."""
+        return []
+
+    def numbered(self, data: DataOfModel, out: Path) -> Numbered:
+        """Cut the sentences into pieces and number them."""
+        return binarise(self.source, data.pieces_model(), data.binary, data.source, data.target, out)
+
+    def known(self, log: Path) -> "TextSet":
+        """Return itself."""
+        return self
 
 
-def from_sacrebleu(name: str, source: str, target: str) -> EvaluationSet:
-    """Return a test set that sacrebleu knows, and downloads.
+@dataclass(frozen=True)
+class BinarySet:
+    """A part of binary data, whose text fairseq prints.
 
-    Raises:
-        ValueError: it has no such set, not this direction, or cannot get it.
+    Attributes:
+        name: of the set, for tables.
+        binary: the data.
+        subset: the part.
+        segmentation: how words are cut into pieces, as fairseq calls it.
     """
-    pair = f"{source}-{target}"
-    if name not in DATASETS:
-        known = ", ".join(known for known, data in sorted(DATASETS.items()) if pair in data.langpairs)
-        raise ValueError(f"sacrebleu has no test set {name}; for {pair} it has: {known or 'none'}")
-    if pair not in DATASETS[name].langpairs:
-        pairs = ", ".join(sorted(DATASETS[name].langpairs))
-        raise ValueError(f"the model translates {pair}, which {name} has not; it has {pairs}")
-    try:
-        files = [get_source_file(name, pair), *get_reference_files(name, pair)]
-    except (OSError, urllib.error.URLError, SystemExit) as error:
-        reason = getattr(error, "reason", None) or error
-        raise ValueError(
-            f"sacrebleu cannot get the test set {name} ({reason}); check the network, or give the "
-            "texts with --input and --references"
-        ) from error
-    texts = [list(lines(Path(file))) for file in files]
-    return EvaluationSet(name, texts[0], texts[1:])
+
+    name: str
+    binary: Path
+    subset: str
+    segmentation: str
+
+    def checksum(self) -> str:
+        """Return where the data are."""
+        return f"{self.binary.resolve()} {self.subset} {self.segmentation}"
+
+    def inputs(self) -> list[Path]:
+        """Return the files of this part."""
+        return sorted(self.binary.glob(f"{self.subset}.*"))
+
+    def numbered(self, data: DataOfModel, out: Path) -> Numbered:
+        """Return the data as they are."""
+        return Numbered(self.binary, self.subset, self.segmentation)
+
+    def known(self, log: Path) -> TextSet:
+        """Read what fairseq has printed.
+
+        Raises:
+            ValueError: it is still in pieces.
+        """
+        source, reference = (list(read_sentences(raw_lines(log), kind).values()) for kind in ("S", "T"))
+        check_words(source)
+        return TextSet(self.name, source, [reference] if reference else [])
 
 
-def from_files(source: Path, references: list[Path]) -> EvaluationSet:
-    """Return texts of the user.
-
-    Raises:
-        ValueError: a file is missing or empty, or has another number of lines.
-    """
-    texts = {path: list(lines(path)) for path in (source, *references)}
-    check_lengths({str(path): text for path, text in texts.items()})
-    return EvaluationSet(source.stem, texts[source], [texts[path] for path in references])
-
-
-def from_prepared(folder: Path, subset: str, source: str, target: str) -> EvaluationSet:
-    """Return a part of what ``prepare_data.sh`` made: test as it was published, others normalised.
-
-    Raises:
-        ValueError: there is no such part, or not in this direction.
-    """
-    name = f"{subset}{AS_PUBLISHED}" if subset == "test" else subset
-    paths = parallel_paths(folder / "text", name, source, target)
-    for path in paths:
-        if not path.is_file():
-            raise ValueError(
-                f"there is no {path}; the model translates {source} to {target}, give --data of these languages and "
-                "--subset train, valid or test"
-            )
-    found = from_files(paths[0], [paths[1]])
-    return EvaluationSet(f"{folder.name}/{subset}", found.source, found.references)
+def check_words(text: Iterable[str]) -> None:
+    """Raise ValueError if words are still cut into pieces of sentencepiece, which would be scored as words."""
+    if any(PIECE_MARK in line for line in text):
+        raise ValueError("the text is still in pieces of sentencepiece; give --remove-bpe sentencepiece")
 
 
 def check_lengths(texts: Mapping[str, Sequence[str]]) -> None:

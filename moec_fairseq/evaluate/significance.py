@@ -6,7 +6,7 @@ from typing import Any
 
 from sacrebleu.significance import PairedTest
 
-from moec_fairseq.evaluate.metrics import Metrics, References
+from moec_fairseq.corpus.metrics import Metrics, References
 
 SAMPLES = 1000
 

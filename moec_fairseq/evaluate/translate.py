@@ -1,22 +1,20 @@
 """Sentences to translations with fairseq-generate."""
 
-import os
 import shutil
-import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import sentencepiece
 import torch
 from fairseq.data import data_utils
 
 import moec_fairseq
-from moec_fairseq.cli.fairseq import fairseq_command, run_fairseq
+from moec_fairseq.cli.fairseq import run_fairseq
 from moec_fairseq.cli.progress import follow
 from moec_fairseq.corpus.output import complete_files
-from moec_fairseq.launch.watch import last_words
 from moec_fairseq.prepare.cleaning import normalise
 
 
@@ -37,8 +35,17 @@ class Search:
     cpu: bool = False
 
 
-def binarise(sentences: Sequence[str], model: Path, data: Path, source: str, target: str, out: Path) -> Path:
-    """Cut sentences into pieces and number them; return the folder of binary data, whose part is ``test``.
+@dataclass(frozen=True)
+class Numbered:
+    """Binary data to translate: the folder, the part, and how words are cut into pieces, as fairseq calls it."""
+
+    binary: Path
+    subset: str
+    segmentation: str
+
+
+def binarise(sentences: Sequence[str], model: Path, data: Path, source: str, target: str, out: Path) -> Numbered:
+    """Cut sentences into pieces and number them.
 
     Args:
         sentences: plain text.
@@ -46,7 +53,7 @@ def binarise(sentences: Sequence[str], model: Path, data: Path, source: str, tar
         data: binary data of the training, for its dictionaries.
         source: language.
         target: language.
-        out: folder for what is made on the way.
+        out: folder for the binary data, and what is made on the way.
     """
     processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
     with complete_files([out / f"pieces.{source}"]) as (file,):
@@ -59,34 +66,40 @@ def binarise(sentences: Sequence[str], model: Path, data: Path, source: str, tar
         data / f"dict.{source}.txt", "--testpref", out / "pieces", "--destdir", binary, log=out / "preprocess.log",
     )  # fmt: skip
     shutil.copy(data / f"dict.{target}.txt", binary)
-    return binary
+    return Numbered(binary, "test", "sentencepiece")
 
 
 def generate(
-    model: Path, data: Path, subset: str, source: str, target: str, remove_bpe: str, search: Search, log: Path
+    model: Path, data: Numbered, source: str, target: str, cut_source_at: int | None, search: Search, log: Path
 ) -> None:
-    """Translate a part of binary data; what fairseq-generate says goes to ``log``, its progress on the screen.
+    """Translate binary data; what fairseq-generate says goes to ``log``, its progress on the screen.
+
+    Args:
+        model: a checkpoint, one file.
+        data: what to translate.
+        source: language.
+        target: language.
+        cut_source_at: cut sentences after so many pieces, as in training; None: refuse what is too long for the model.
+        search: how.
+        log: file.
 
     Raises:
         ValueError: it failed; says why.
     """
-    sentences = data_utils.load_indexed_dataset(str(data / f"{subset}.{source}-{target}.{source}"))
+    sentences = data_utils.load_indexed_dataset(str(data.binary / f"{data.subset}.{source}-{target}.{source}"))
     if sentences is None:
-        raise ValueError(f"{data} has no {subset} for {source} to {target}; give --subset or --data that has it")
-    command = fairseq_command(
-        "generate", data, "--user-dir", moec_fairseq.__path__[0], "--path", model, "--gen-subset", subset,
+        raise ValueError(
+            f"{data.binary} has no {data.subset} for {source} to {target}; give --subset or --data that has it"
+        )
+
+    def show(lines: Iterable[str], file: TextIO) -> None:
+        follow(lines, "generate", len(sentences), file, sys.stdout)
+
+    cut = [] if cut_source_at is None else ["--truncate-source", "--max-source-positions", cut_source_at]
+    run_fairseq(
+        "generate", data.binary, "--user-dir", moec_fairseq.__path__[0], "--path", model, "--gen-subset", data.subset,
         "--source-lang", source, "--target-lang", target, "--beam", search.beam, "--lenpen", search.lenpen,
-        "--max-tokens", search.max_tokens, f"--remove-bpe={remove_bpe}",
+        "--max-tokens", search.max_tokens, f"--remove-bpe={data.segmentation}", *cut,
         *(["--cpu"] if search.cpu or not torch.cuda.is_available() else ["--distributed-world-size", 1]),
+        log=log, read=show,
     )  # fmt: skip
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore"}
-    with (
-        log.open("w", encoding="utf-8") as file,
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, text=True, errors="replace"
-        ) as process,
-    ):
-        assert process.stdout is not None
-        follow(process.stdout, "generate", len(sentences), file, sys.stdout)
-    if process.returncode != 0:
-        raise ValueError(f"fairseq-generate failed: {last_words(log)} (its log is {log})")

@@ -27,11 +27,18 @@ def check_nothing_missing(config: Path, overrides: Sequence[str]) -> None:
 
 
 def _with_defaults(config: Path) -> Iterator[Path]:
-    """Yield the file and those that its list of defaults (of hydra) names."""
+    """Yield the file and those that its list of defaults (of hydra) names.
+
+    Raises:
+        ValueError: one is not there.
+    """
     yield config
     for default in OmegaConf.load(config).get("defaults", []):
-        if not isinstance(default, str):  # GROUP: NAME
-            yield from (config.parent / group / f"{name}.yaml" for group, name in default.items())
+        for group, name in default.items() if not isinstance(default, str) else ():
+            path = config.parent / group / f"{name}.yaml"
+            if not path.is_file():
+                raise ValueError(f"{config} names {group}: {name}, but there is no {path}; make it or name another.")
+            yield path
 
 
 def _left_open(content: Any, path: str = "") -> Iterator[str]:

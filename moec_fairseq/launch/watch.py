@@ -11,6 +11,8 @@ from pathlib import Path
 from threading import Thread
 from typing import IO
 
+from moec_fairseq.cli.logs import last_words
+
 PATIENCE = 10.0  # seconds between asking a process to end and killing it
 POLL = 0.2
 GRACE = 1.0  # seconds in which ranks that lose a partner end after it
@@ -19,14 +21,6 @@ GRACE = 1.0  # seconds in which ranks that lose a partner end after it
 LOST_PARTNER = re.compile(
     r"Connection (closed|reset) by|Broken pipe|Connection refused|Socket is not connected|DistBackendError|NCCL"
 )
-
-
-def last_words(log: Path, start: int = 0) -> str:
-    """Return the line of a log, read from byte ``start``, that says best why its process failed."""
-    text = log.read_bytes()[start:].decode("utf-8", errors="replace")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    errors = [line for line in lines if line.split(":")[0].split(".")[-1].endswith(("Error", "Exception"))]
-    return (errors or lines or ["no output"])[-1]
 
 
 def ending(code: int) -> str:

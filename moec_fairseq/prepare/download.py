@@ -101,16 +101,17 @@ def _check(archive: Archive, path: Path, way_out: str, remove: bool = False) -> 
     size = path.stat().st_size
     if archive.bytes is not None and size != archive.bytes:
         problem = f"has {size} bytes instead of {archive.bytes}"
-    elif archive.sha256 is not None and (digest := _sha256(path)) != archive.sha256:
-        problem = f"has the checksum {digest} instead of {archive.sha256}"
+    for kind, expected in (("sha256", archive.sha256), ("md5", archive.md5)):
+        if not problem and expected is not None and (found := _checksum(path, kind)) != expected:
+            problem = f"has the {kind} checksum {found} instead of {expected}"
     if problem:
         if remove:
             path.unlink()
         raise ValueError(f"{path} {problem}; {way_out}")
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
+def _checksum(path: Path, kind: str) -> str:
+    digest = hashlib.new(kind, usedforsecurity=False)
     with path.open("rb") as file, tqdm(desc="checksum", total=path.stat().st_size, unit="B", unit_scale=True) as bar:
         while block := file.read(BLOCK):
             digest.update(block)

@@ -4,7 +4,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from itertools import islice
 from multiprocessing import get_context
 from typing import TypeVar
@@ -21,14 +21,21 @@ def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 
 def in_order(pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[Result]:
-    """Yield ``function(item)`` for each item in order; at most ``ahead`` items are under way at any time."""
+    """Yield ``function(item)`` for each item in order; at most ``ahead`` items are under way at any time.
+
+    Raises:
+        ValueError: a process of the pool was killed.
+    """
     running: deque[Future[Result]] = deque()
-    for item in items:
-        running.append(pool.submit(function, item))
-        if len(running) >= ahead:
+    try:
+        for item in items:
+            running.append(pool.submit(function, item))
+            if len(running) >= ahead:
+                yield running.popleft().result()
+        while running:
             yield running.popleft().result()
-    while running:
-        yield running.popleft().result()
+    except BrokenExecutor as error:
+        raise ValueError("a worker was killed, probably because the memory ran out; give fewer --workers") from error
 
 
 def processes(workers: int) -> ProcessPoolExecutor:

@@ -18,7 +18,7 @@ from moec_fairseq.prepare.download import download
 from moec_fairseq.prepare.parallel import processes
 from moec_fairseq.prepare.pieces import write_pieces
 from moec_fairseq.prepare.recipe import USES, Recipe, read_recipe
-from moec_fairseq.prepare.texts import write_texts
+from moec_fairseq.prepare.texts import AS_PUBLISHED, write_texts
 
 
 def prepare(
@@ -76,7 +76,10 @@ def prepare(
             shutil.rmtree(extracted)
             return found
 
-        counts = Counter(stages.do("text", [asdict(corpus), distinct], texts))
+        names = (*USES, f"test{AS_PUBLISHED}")
+        text_files = [path for name in names for path in parallel_paths(out / "text", name, *languages)]
+        raw_files = [raw / archive.file_name for archive in corpus.archives.values()]
+        counts = Counter(stages.do("text", [asdict(corpus), distinct], texts, text_files, raw_files))
         model = out / "spm.model"
         stages.do(
             "pieces-model",
@@ -84,18 +87,20 @@ def prepare(
             lambda: train_model(
                 parallel_paths(out / "text", "train", *languages), vocab_size, model_type, character_coverage, model
             ),
+            [model],
         )
         counts.update(
             stages.do(
                 "pieces",
                 asdict(limits),
                 lambda: write_pieces(out / "text", *languages, model, limits, out / "pieces", pool, 4 * workers),
+                [path for use in USES for path in parallel_paths(out / "pieces", use, *languages)],
             )
         )
     with complete_files([out / "cleaning.md"]) as (file,):
         file.write(table(counts) + "\n")
     print(table(counts))
-    stages.do("binary", None, lambda: _preprocess(out, *languages, workers))
+    stages.do("binary", None, lambda: _preprocess(out, *languages, workers), [out / "binary"])
     print(f"{out}: binary/ for fairseq, text/ and pieces/ with the sentences, spm.model, cleaning.md")
 
 

@@ -1,10 +1,13 @@
 """Recipes: which archives hold a corpus, which of their files are which part of it, and how to read them."""
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from moec_fairseq.corpus.output import check_languages
 
 USES = ("train", "valid", "test")
 
@@ -20,6 +23,7 @@ class Archive:
         file: its name in the folder of raw files; by default the last part of the URL.
         bytes: its size, if known.
         sha256: its checksum, if known.
+        md5: another checksum, if known.
     """
 
     name: str
@@ -28,6 +32,7 @@ class Archive:
     file: str = ""
     bytes: int | None = None
     sha256: str | None = None
+    md5: str | None = None
 
     @property
     def file_name(self) -> str:
@@ -101,6 +106,7 @@ def _part(values: dict[str, Any]) -> Part:
 
 
 def _check(recipe: Recipe, path: Path) -> None:
+    _check_values(recipe, path)
     for part in recipe.parts:
         if part.use not in USES:
             raise ValueError(f"{path}: a part is for {part.use!r}, but must be for one of {', '.join(USES)}")
@@ -115,6 +121,21 @@ def _check(recipe: Recipe, path: Path) -> None:
     for use in USES:
         if not any(part.use == use for part in recipe.parts) and not (use == "valid" and recipe.valid_every):
             raise ValueError(f"{path}: no part is for {use}; add one" + (", or valid_every" if use == "valid" else ""))
+
+
+def _check_values(recipe: Recipe, path: Path) -> None:
+    for language in (recipe.source, recipe.target):
+        if not isinstance(language, str):
+            raise ValueError(f"{path}: {language!r} is no language; put a code such as no in quotes")
+    check_languages(recipe.source, recipe.target)
+    every = recipe.valid_every
+    if every is not None and (type(every) is not int or every < 2):
+        raise ValueError(f"{path}: valid_every is {every!r}, but must be a whole number from 2")
+    files = Counter(archive.file_name for archive in recipe.archives.values())
+    if (common := files.most_common(1)) and common[0][1] > 1:
+        raise ValueError(
+            f"{path}: two archives would have the name {common[0][0]}; give one of them another with file:"
+        )
 
 
 def _directed(recipe: Recipe, source: str | None, target: str | None) -> Recipe:

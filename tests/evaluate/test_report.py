@@ -1,42 +1,46 @@
-import csv
-
 import pytest
 
-from moec_fairseq.evaluate.metrics import Score
-from moec_fairseq.evaluate.report import add_row, check_table, score_table
+from moec_fairseq.corpus.metrics import Score
+from moec_fairseq.evaluate.report import add_row, read_table, score_table
 
 
-def read(table):
-    with table.open(newline="") as file:
-        return list(csv.DictReader(file))
+def row(system, bleu, model="seed:1|beam:5", name="test"):
+    return {"system": system, "set": name, "model": model, "BLEU": bleu}
 
 
 def test_a_row_takes_the_place_of_its_older_self(tmp_path):
     table = tmp_path / "results.csv"
-    add_row(table, {"system": "dense", "set": "test", "BLEU": "20.00"})
-    add_row(table, {"system": "moec", "set": "test", "BLEU": "21.00", "signature": "a:1|b:2"})
-    add_row(table, {"system": "dense", "set": "test", "BLEU": "20.50"})
-    add_row(table, {"system": "dense", "set": "valid", "BLEU": "19.00"})
-    assert [(row["system"], row["set"], row["BLEU"]) for row in read(table)] == [
-        ("dense", "test", "20.50"), ("moec", "test", "21.00"), ("dense", "valid", "19.00"),
-    ]  # fmt: skip
-    assert read(table)[0]["signature"] == "" and read(table)[1]["signature"] == "a:1|b:2"
+    add_row(table, row("dense", "20.00"))
+    add_row(table, row("moec", "21.00") | {"TER": "50.00"})
+    add_row(table, row("dense", "20.50"))
+    for other in (row("dense", "19.00", name="valid"), row("dense", "20.60", model="seed:1|beam:4")):
+        add_row(table, other)
+    assert [found["BLEU"] for found in read_table(table)] == ["20.50", "21.00", "19.00", "20.60"]
+    assert [found["TER"] for found in read_table(table)] == ["", "50.00", "", ""]
     markdown = (tmp_path / "results.md").read_text().splitlines()
-    assert len(markdown) == 5 and r"a:1\|b:2" in markdown[3]
+    assert len(markdown) == 6 and r"seed:1\|beam:5" in markdown[3]
 
 
-def test_a_file_of_something_else_stays(tmp_path):
+@pytest.mark.parametrize("content", ["a,b\n1,2\n", "a,b\n", "system,set,model\n1,2,3,4\n"])
+def test_a_file_of_something_else_stays(tmp_path, content):
     table = tmp_path / "other.csv"
-    table.write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match="has no columns system and set"):
-        add_row(table, {"system": "dense", "set": "test"})
-    assert table.read_text() == "a,b\n1,2\n"
+    table.write_text(content)
+    with pytest.raises(ValueError, match="is no table of results"):
+        add_row(table, row("dense", "20.00"))
+    assert table.read_text() == content and not table.with_suffix(".md").exists()
+
+
+def test_a_row_with_fewer_cells(tmp_path):
+    table = tmp_path / "results.csv"
+    table.write_text("system,set,model,BLEU\ndense,test,x\n")
+    add_row(table, row("moec", "21.00"))
+    assert [found["BLEU"] for found in read_table(table)] == ["", "21.00"]
 
 
 def test_the_ending_of_a_table(tmp_path):
-    check_table(tmp_path / "results.csv")
+    assert read_table(tmp_path / "results.csv") == []
     with pytest.raises(ValueError, match=r"must end in \.csv"):
-        check_table(tmp_path / "results.md")
+        read_table(tmp_path / "results.md")
 
 
 def test_scores_are_shown_with_signatures():

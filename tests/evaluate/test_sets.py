@@ -3,16 +3,19 @@ import urllib.error
 import pytest
 from sacrebleu.dataset import DATASETS
 
-from moec_fairseq.evaluate.sets import check_lengths, from_files, from_prepared, from_sacrebleu
+from moec_fairseq.evaluate.choose import from_files, from_prepared, from_sacrebleu
+from moec_fairseq.evaluate.sets import check_lengths
 
 
 def test_a_set_of_sacrebleu(tmp_path, monkeypatch):
     data = DATASETS["wmt14/full"]
     monkeypatch.setattr(data, "_outdir", str(tmp_path))
     for field in data.fieldnames("en-de"):
-        (tmp_path / f"wmt14_full.en-de.{field}").write_text({"src": "a  b\nc\n", "ref": "A\nC\n"}.get(field, "x\nx\n"))
+        (tmp_path / f"wmt14_full.en-de.{field}").write_text(
+            {"src": "a  &amp; b\nc\n", "ref": "A\nC\n"}.get(field, "x\nx\n")
+        )
     found = from_sacrebleu("wmt14/full", "en", "de")
-    assert (found.source, found.references) == (["a b", "c"], [["A", "C"]])
+    assert (found.source, found.references) == (["a & b", "c"], [["A", "C"]])
 
 
 def test_sets_that_sacrebleu_has_not():
@@ -39,7 +42,7 @@ def test_text_of_the_user(tmp_path):
     (tmp_path / "a.en").write_text("a\nb\n")
     (tmp_path / "a.de").write_text("A\nB\n")
     found = from_files(tmp_path / "a.en", [tmp_path / "a.de", tmp_path / "a.de"])
-    assert (found.name, found.source, found.references) == ("a", ["a", "b"], [["A", "B"], ["A", "B"]])
+    assert (found.source, found.references) == (["a", "b"], [["A", "B"], ["A", "B"]])
     assert found.checksum() != from_files(tmp_path / "a.de", []).checksum()
     (tmp_path / "a.de").write_text("A\n")
     with pytest.raises(ValueError, match=r"different numbers of lines: .*a\.en has 2, .*a\.de has 1"):

@@ -1,6 +1,6 @@
 import logging
 
-from moec_fairseq.evaluate.metrics import metrics
+from moec_fairseq.corpus.metrics import metrics
 from moec_fairseq.evaluate.significance import compare
 
 REFERENCES = [f"the {animal} number {n} sat on the old mat" for n in range(20) for animal in ("cat", "dog")]

@@ -26,3 +26,15 @@ def test_values_left_to_the_user(tmp_path):
     check_nothing_missing(config, ["+task.data=here"])
     with pytest.raises(ValueError, match=r"^task\.data is missing, which .*x\.yaml leaves to you"):
         check_nothing_missing(config, ["task.source_lang=en"])
+
+
+def test_values_left_to_the_user_in_a_list_of_defaults(tmp_path):
+    config = tmp_path / "x.yaml"
+    config.write_text("defaults:\n  - _self_\n  - corpus: own\n")
+    with pytest.raises(ValueError, match=r"x\.yaml names corpus: own, but there is no .*own\.yaml"):
+        check_nothing_missing(config, [])
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus/own.yaml").write_text("task:\n  data: ???\n")
+    with pytest.raises(ValueError, match=r"^task\.data is missing, which .*own\.yaml leaves to you"):
+        check_nothing_missing(config, [])
+    check_nothing_missing(config, ["task.data=here"])

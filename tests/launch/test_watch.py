@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from moec_fairseq.launch.watch import culprit, last_words, run
+from moec_fairseq.cli.logs import last_words
+from moec_fairseq.launch.watch import culprit, run
 
 WELL = "print('done')"
 SLEEP = "import time; time.sleep(60)"

@@ -19,10 +19,10 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def local_recipe(tmp_path: Path, server: Server):  # type: ignore[no-untyped-def]
-    """Return a function that copies a recipe of data/, all hosts replaced by the server."""
+    """Return a function that copies a recipe of data/, all hosts replaced by the server, without checksums."""
 
     def copy(name: str) -> Path:
-        text = (DATA / f"{name}.yaml").read_text()
+        text = re.sub(r" +(bytes|sha256|md5): .*\n", "", (DATA / f"{name}.yaml").read_text())
         path = tmp_path / f"{name}.yaml"
         path.write_text(re.sub(r"(url: )https://[^/]+", rf"\g<1>{server.url}", text))
         return path

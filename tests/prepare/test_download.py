@@ -20,7 +20,11 @@ def archive(server, **known):
 
 
 def test_a_file_comes_once(tmp_path, web):
-    known = {"bytes": len(CONTENT), "sha256": hashlib.sha256(CONTENT).hexdigest()}
+    known = {
+        "bytes": len(CONTENT),
+        "sha256": hashlib.sha256(CONTENT).hexdigest(),
+        "md5": hashlib.md5(CONTENT).hexdigest(),
+    }
     for _ in range(2):
         assert download(archive(web, **known), tmp_path / "raw").read_bytes() == CONTENT
     assert len(web.requests) == 1
@@ -55,7 +59,11 @@ def test_a_file_that_has_changed_meanwhile_comes_anew(tmp_path, web):
 
 @pytest.mark.parametrize(
     "known, message",
-    [({"bytes": 7}, "has 10240 bytes instead of 7"), ({"sha256": "x"}, "has the checksum [0-9a-f]{64} instead of x")],
+    [
+        ({"bytes": 7}, "has 10240 bytes instead of 7"),
+        ({"md5": "x"}, "has the md5 checksum [0-9a-f]{32} instead of x"),
+        ({"sha256": "x"}, "has the sha256 checksum [0-9a-f]{64} instead of x"),
+    ],
 )
 def test_a_wrong_file_does_not_stay(tmp_path, web, known, message):
     with pytest.raises(ValueError, match=message):

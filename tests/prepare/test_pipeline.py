@@ -171,6 +171,9 @@ def test_the_wrong_language(tmp_path):
     path = tmp_path / "ref.sgm"
     path.write_bytes(published.sgml(["a"], "ref", "fr"))
     assert list(sentences(path, "fr")) == ["a"]
+    path.write_bytes(published.sgml(["a"], "ref", "german"))
+    assert list(sentences(path, "de")) == ["a"]
+    path.write_bytes(published.sgml(["a"], "ref", "fr"))
     with pytest.raises(ValueError, match="is a reference in fr, but is taken for de"):
         list(sentences(path, "de"))
 

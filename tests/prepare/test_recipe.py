@@ -53,6 +53,10 @@ parts:
     ("use: valid", "use: test", "no part is for valid; add one, or valid_every"),
     ("licence: none", "license: none", "is no recipe"),
     ("parts:", "parts: [", "is no recipe"),
+    ("target: de", "target: no", "False is no language; put a code such as no in quotes"),
+    ("target: de", "target: en", "source and target are both 'en'"),
+    ("parts:", "valid_every: 1\nparts:", "valid_every is 1, but must be a whole number from 2"),
+    ("licence: none}}", "licence: none}, b: {url: 'http://y/a.tgz', licence: none}}", "would have the name a.tgz"),
 ])  # fmt: skip
 def test_recipes_that_make_no_sense(tmp_path, old, new, message):
     (tmp_path / "x.yaml").write_text(GOOD)

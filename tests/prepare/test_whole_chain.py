@@ -53,10 +53,10 @@ def trained(tmp_path, server, local_recipe):
 
 
 def test_from_archives_to_scores(trained):
-    evaluate = ["evaluate", "--checkpoints", "checkpoints/small_moec", "--table", "results.csv", "--beam", 2]
+    evaluate = ["evaluate", "--checkpoints", "checkpoints/small_moec/seed1", "--table", "results.csv", "--beam", 2]
     done = run(*evaluate, "--average", 2, cwd=trained)
     assert done.returncode == 0, done.stderr + done.stdout
-    out = trained / "checkpoints/small_moec/evaluation/test"
+    out = trained / "checkpoints/small_moec/seed1/evaluation/last2/test-beam2"
     translations, references = (
         (out / f"{name}.txt").read_text().splitlines() for name in ("translations", "references")
     )
@@ -65,9 +65,9 @@ def test_from_archives_to_scores(trained):
     scores = json.loads((out / "scores.json").read_text())
     assert set(scores["scores"]) == {"BLEU", "chrF", "TER", "BLEU, compounds split"}
     assert all("version:" in score["signature"] for score in scores["scores"].values())
-    assert scores["checkpoints"] == [f"checkpoints/small_moec/checkpoint{n}.pt" for n in (2, 3)]
-    for fact in ("experts:8", "clusters:2", "checkpoints:2", "beam:2", "seed:1", "moec_fairseq:"):
-        assert fact in scores["signature"]
+    assert scores["checkpoints"] == [f"checkpoints/small_moec/seed1/checkpoint{n}.pt" for n in (2, 3)]
+    for fact in ("experts:8", "clusters:2", "checkpoints:2", "beam:2", "seed:1"):
+        assert fact in scores["model"]
     assert f"{scores['scores']['BLEU']['value']:.2f}" in done.stdout
 
     # once more: nothing is made again; a perfect translation is better
@@ -75,7 +75,7 @@ def test_from_archives_to_scores(trained):
     done = run(*evaluate, "--average", 2, "--against", out / "references.txt", cwd=trained)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("done before") == 2 and (out / "translations.txt").stat().st_mtime_ns == made
-    against = json.loads((out / "scores.json").read_text())["against"]
+    against = json.loads((out / "scores.json").read_text())["against"][str(out / "references.txt")]
     assert against["BLEU"]["other"]["score"] == 100.0 and against["BLEU"]["p_value"] < 0.01
 
     # text of the user, another checkpoint: a second row
@@ -86,12 +86,12 @@ def test_from_archives_to_scores(trained):
     assert done.returncode == 0, done.stderr
     with (trained / "results.csv").open() as file:
         assert [(row["system"], row["set"]) for row in csv.DictReader(file)] == [
-            ("small_moec", "wmt14_en_de-en-de/test"), ("best", "mine"),
+            ("small_moec/seed1", "wmt14_en_de-en-de/test"), ("best", "mine.en"),
         ]  # fmt: skip
 
     for arguments, sentence in (
-        ([*mine, "--against", out / "references.txt"], "mine has 2, "),
-        (["--average", 9], "--average is 9, but checkpoints/small_moec holds 3 numbered checkpoints; give 3 or less"),
+        ([*mine, "--against", out / "references.txt"], "mine.en has 2, "),
+        (["--average", 9], "small_moec/seed1 holds 3 numbered checkpoints; give 3 or less; or give --best"),
         (["--best", "--data", "elsewhere"], "there is no folder elsewhere; give --data"),
         (["--best", "--test-set", "wmt99"], "sacrebleu has no test set wmt99"),
     ):  # fmt: skip

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from moec_fairseq.evaluate.metrics import compound_split_bleu, metrics, score, split_compounds
+from moec_fairseq.corpus.metrics import compound_split_bleu, metrics, score, split_compounds
 
 SENTENCE = "the cat sat on the mat today"
 

@@ -31,11 +31,18 @@ def metrics(target: str, tokenized: bool) -> dict[str, Callable[[], Any]]:
     Args:
         target: language of the translations, which decides how BLEU tokenises.
         tokenized: the text is tokenised, and BLEU takes it as it is.
+
+    Raises:
+        ValueError: the tokeniser for this language is not installed.
     """
 
     def bleu() -> BLEU:
         return BLEU(tokenize="none", force=True) if tokenized else BLEU(trg_lang=target)
 
+    try:
+        bleu()
+    except (RuntimeError, ImportError) as error:
+        raise ValueError(f"sacrebleu cannot tokenise {target}: {str(error).strip()}") from error
     return {"BLEU": bleu, "chrF": CHRF, "TER": TER}
 
 

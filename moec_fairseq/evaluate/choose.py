@@ -1,0 +1,95 @@
+"""Which sentences are translated: of sacrebleu, of the user, or of the data of the model."""
+
+import html
+import tarfile
+from http.client import HTTPException
+from pathlib import Path
+
+from sacrebleu.dataset import DATASETS
+from sacrebleu.utils import get_reference_files, get_source_file
+
+from moec_fairseq.corpus.output import parallel_paths
+from moec_fairseq.corpus.text import lines, raw_lines
+from moec_fairseq.evaluate.data import DataOfModel
+from moec_fairseq.evaluate.sets import BinarySet, EvaluationSet, TextSet, check_lengths
+from moec_fairseq.prepare.texts import AS_PUBLISHED
+
+
+def choose(
+    data: DataOfModel,
+    subset: str,
+    test_set: str | None,
+    text: Path | None,
+    references: list[Path],
+    segmentation: str | None,
+) -> EvaluationSet:
+    """Return the sentences that were asked for; the arguments are those of ``scripts/evaluate.sh``.
+
+    Raises:
+        ValueError: there are none of this name and direction.
+    """
+    if test_set or text:
+        data.pieces_model()  # without it, text cannot be translated
+    if test_set:
+        return from_sacrebleu(test_set, data.source, data.target)
+    if text:
+        return from_files(text, references)
+    if data.prepared:
+        return from_prepared(data.prepared, subset, data.source, data.target)
+    return BinarySet(f"{data.binary.resolve().name}/{subset}", data.binary, subset, segmentation or data.segmentation())
+
+
+def from_sacrebleu(name: str, source: str, target: str) -> TextSet:
+    """Return a test set that sacrebleu knows, and downloads.
+
+    Raises:
+        ValueError: it has no such set, not this direction, or cannot get it.
+    """
+    pair = f"{source}-{target}"
+    if name not in DATASETS:
+        known = ", ".join(known for known, data in sorted(DATASETS.items()) if pair in data.langpairs)
+        raise ValueError(f"sacrebleu has no test set {name}; for {pair} it has: {known or 'none'}")
+    if pair not in DATASETS[name].langpairs:
+        pairs = ", ".join(sorted(DATASETS[name].langpairs))
+        raise ValueError(f"the model translates {pair}, which {name} has not; it has {pairs}")
+    try:
+        files = [Path(get_source_file(name, pair)), *map(Path, get_reference_files(name, pair))]
+    except (OSError, HTTPException, tarfile.TarError, SystemExit) as error:
+        reason = getattr(error, "reason", None) or error
+        raise ValueError(
+            f"sacrebleu cannot get the test set {name} ({reason}); check the network, or give the texts with --input "
+            "and --references"
+        ) from error
+    # sacrebleu leaves &amp; and the like in older sets; references stay, so that scores are those of sacrebleu
+    return TextSet(
+        name, [html.unescape(line) for line in lines(files[0])], [list(raw_lines(file)) for file in files[1:]]
+    )
+
+
+def from_files(source: Path, references: list[Path]) -> TextSet:
+    """Return texts of the user.
+
+    Raises:
+        ValueError: a file is missing or empty, or has another number of lines.
+    """
+    texts = [list(raw_lines(path)) for path in (source, *references)]
+    check_lengths(dict(zip(map(str, (source, *references)), texts, strict=True)))
+    return TextSet(str(source), texts[0], texts[1:])
+
+
+def from_prepared(folder: Path, subset: str, source: str, target: str) -> TextSet:
+    """Return a part of what ``prepare_data.sh`` made: test as it was published, others normalised.
+
+    Raises:
+        ValueError: there is no such part, or not in this direction.
+    """
+    name = f"{subset}{AS_PUBLISHED}" if subset == "test" else subset
+    paths = parallel_paths(folder / "text", name, source, target)
+    for path in paths:
+        if not path.is_file():
+            raise ValueError(
+                f"there is no {path}; the model translates {source} to {target}, give --data of these languages and "
+                "--subset train, valid or test"
+            )
+    found = from_files(paths[0], [paths[1]])
+    return TextSet(f"{folder.resolve().name}/{subset}", found.source, found.references)
