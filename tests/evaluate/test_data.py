@@ -1,0 +1,55 @@
+from pathlib import Path
+
+import pytest
+
+from moec_fairseq.evaluate.data import DataOfModel
+from moec_fairseq.evaluate.model import ModelFacts
+
+
+@pytest.fixture
+def binary(tmp_path):
+    return make(tmp_path / "corpus" / "binary")
+
+
+def make(folder, pieces="\u2581a 1\nb 1\n"):
+    folder.mkdir(parents=True)
+    for language in ("en", "de"):
+        (folder / f"dict.{language}.txt").write_text(pieces)
+        (folder / f"test.en-de.{language}.idx").touch()
+    return folder
+
+
+def facts(data, source=None, target=None):
+    return ModelFacts(Path(data), source, target, None, {})
+
+
+def test_data_of_the_training(binary):
+    found = DataOfModel(None, facts(binary))
+    assert (found.binary, found.prepared, found.source, found.target) == (binary, None, "en", "de")
+    assert found.segmentation() == "sentencepiece"
+    with pytest.raises(ValueError, match=r"only be translated with the spm\.model"):
+        found.pieces_model()
+
+
+def test_data_of_prepare_data(binary):
+    (binary.parent / "spm.model").touch()
+    for place in (binary, binary.parent):
+        found = DataOfModel(place, facts("gone", "en", "de"))
+        assert (found.binary, found.prepared) == (binary, binary.parent)
+        assert found.pieces_model() == binary.parent / "spm.model"
+
+
+def test_pieces_of_subword_nmt(tmp_path):
+    assert DataOfModel(make(tmp_path / "data", "a@@ 1\nb 1\n"), facts("gone")).segmentation() == "subword_nmt"
+
+
+def test_data_that_do_not_fit(binary, tmp_path):
+    with pytest.raises(ValueError, match="there is no folder elsewhere; give --data"):
+        DataOfModel(None, facts("elsewhere", "en", "de"))
+    with pytest.raises(ValueError, match=r"translates en to fr, but there is no .*dict\.fr\.txt"):
+        DataOfModel(binary, facts("gone", "en", "fr"))
+    with pytest.raises(ValueError, match=r"is not the dictionary of the training, .*; other text is translated with"):
+        DataOfModel(make(tmp_path / "other", "c 1\n"), facts(binary))
+    (binary / "test.fr-de.fr.idx").touch()
+    with pytest.raises(ValueError, match="does not say between which languages it translates, and .* has 2 pairs"):
+        DataOfModel(binary, facts("gone"))
