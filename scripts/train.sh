@@ -22,4 +22,5 @@
 # Example: bash scripts/train.sh moec_transformer task.data=quickstart-en-de/binary --processes 2
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/start.sh" "$@"
+export PYTHONWARNINGS=ignore  # of libraries, about their own code
 exec python -m moec_fairseq.launch --configs "$root/configs" ${arguments[@]+"${arguments[@]}"}
