@@ -9,19 +9,18 @@ from typing import Any
 
 from moec_fairseq.checkpoint.average import average as write_average
 from moec_fairseq.cli.stages import Stages
-from moec_fairseq.cli.version import project_version
-from moec_fairseq.corpus.hypotheses import read_hypotheses
 from moec_fairseq.corpus.metrics import COMPOUND_SPLIT, Metrics, Score, compound_split_bleu, metrics, score
-from moec_fairseq.corpus.output import complete_files, write_json
+from moec_fairseq.corpus.output import write_json
 from moec_fairseq.corpus.scoring import show_samples
-from moec_fairseq.corpus.text import lines, normalise_space, raw_lines
+from moec_fairseq.corpus.text import raw_lines
 from moec_fairseq.evaluate.choose import choose
 from moec_fairseq.evaluate.data import DataOfModel
 from moec_fairseq.evaluate.model import ModelFacts, model_facts, select
 from moec_fairseq.evaluate.report import add_row, comparison_table, read_table, score_table
-from moec_fairseq.evaluate.sets import EvaluationSet, TextSet, check_lengths, check_words
+from moec_fairseq.evaluate.sets import TextSet, check_lengths
 from moec_fairseq.evaluate.significance import compare
-from moec_fairseq.evaluate.translate import Search, generate
+from moec_fairseq.evaluate.translate import Search
+from moec_fairseq.evaluate.translations import translated
 
 FAIRSEQ_BLEU = "fairseq's BLEU4"
 _FAIRSEQ_RESULT = re.compile(r"Generate \S+ with beam=\d+: BLEU4 = ([\d.]+), (\S+) \(BP=([\d.]+)")
@@ -81,9 +80,8 @@ def evaluate(
     search = Search(beam, lenpen, max_tokens, cpu)
     folder = out / re.sub(r"\W+", "_", test_set or (text.stem if text else subset))
     folder = folder.with_name(f"{folder.name}-beam{beam}" + (f"-lenpen{lenpen:g}" if lenpen != 1 else ""))
-    version = _translate(model, fingerprint, facts, place, wanted, search, folder)
-    known = wanted.known(folder / "generate.log")
-    hypotheses = list(lines(folder / "translations.txt"))
+    done = translated(wanted, model, fingerprint, facts, place, search, folder)
+    known, hypotheses = done.known, done.hypotheses
     if not known.references:
         print(f"{folder}: {len(hypotheses)} translations in translations.txt; without --references there are no scores")
         return
@@ -96,11 +94,13 @@ def evaluate(
         "system": name or selection.system,
         "set": known.name,
         "model": _signature(facts, len(selection.paths), search),
-        "version": version,
+        "version": done.version,
     }
     show_samples({"source": known.source, "reference": known.references[0], "translation": hypotheses}, samples)
     print(score_table(scores))
-    print(f"\n{row['system']} on {len(hypotheses)} sentences of {known.name}\n{row['model']}|moec_fairseq:{version}")
+    print(
+        f"\n{row['system']} on {len(hypotheses)} sentences of {known.name}\n{row['model']}|moec_fairseq:{done.version}"
+    )
     result = row | {
         "sentences": len(hypotheses),
         "checkpoints": [str(path) for path in selection.paths],
@@ -113,50 +113,6 @@ def evaluate(
         add_row(table, row | values | {"BLEU's signature": scores["BLEU"].signature})
         print(f"a row in {table} and {table.with_suffix('.md')}")
     print(f"{folder}: translations.txt, source.txt, references*.txt, scores.json, generate.log")
-
-
-def _translate(
-    model: Path,
-    fingerprint: list[Any],
-    facts: ModelFacts,
-    data: DataOfModel,
-    wanted: EvaluationSet,
-    search: Search,
-    folder: Path,
-) -> str:
-    """Write translations, source and references into a folder; return the version of this project that translated."""
-    folder.mkdir(exist_ok=True)
-    for stale in (folder / "scores.json", *folder.glob("references*.txt")):
-        stale.unlink(missing_ok=True)
-    log, translations = folder / "generate.log", folder / "translations.txt"
-
-    def translate() -> str:
-        translations.unlink(missing_ok=True)
-        numbered = wanted.numbered(data, folder / "input")
-        generate(model, numbered, data.source, data.target, facts.cut_source_at, search, log)
-        found = read_hypotheses(raw_lines(log)).values()
-        check_words(found)
-        _write({translations: [normalise_space(line) for line in found]})
-        return project_version()
-
-    pieces = [data.prepared / "spm.model"] if data.prepared else []
-    version: str = Stages(folder).do(
-        "translations",
-        [fingerprint, str(data.binary.resolve()), wanted.checksum(), asdict(search)],
-        translate,
-        [log, translations],
-        [*pieces, *data.binary.glob("dict.*"), *wanted.inputs()],
-    )
-    known = wanted.known(log)
-    references = {folder / f"references{number or ''}.txt": text for number, text in enumerate(known.references)}
-    _write({folder / "source.txt": known.source, **references})
-    return version
-
-
-def _write(texts: Mapping[Path, Sequence[str]]) -> None:
-    with complete_files(list(texts)) as files:
-        for file, text in zip(files, texts.values(), strict=True):
-            file.writelines(line + "\n" for line in text)
 
 
 def _score_of_fairseq(log: Path) -> dict[str, Score]:

@@ -1,0 +1,88 @@
+"""The translations of a set, made once, with its text beside them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from moec_fairseq.cli.stages import Stages
+from moec_fairseq.cli.version import project_version
+from moec_fairseq.corpus.hypotheses import read_hypotheses
+from moec_fairseq.corpus.output import complete_files
+from moec_fairseq.corpus.text import lines, normalise_space, raw_lines
+from moec_fairseq.evaluate.data import DataOfModel
+from moec_fairseq.evaluate.model import ModelFacts
+from moec_fairseq.evaluate.sets import EvaluationSet, TextSet, check_words
+from moec_fairseq.evaluate.translate import Search, generate
+
+
+@dataclass(frozen=True)
+class Translated:
+    """A set and its translations.
+
+    Attributes:
+        known: the text of the set.
+        hypotheses: the translation of each sentence.
+        version: of this project, when it translated.
+    """
+
+    known: TextSet
+    hypotheses: list[str]
+    version: str
+
+
+def translated(
+    wanted: EvaluationSet,
+    model: Path,
+    fingerprint: list[Any],
+    facts: ModelFacts,
+    data: DataOfModel,
+    search: Search,
+    folder: Path,
+) -> Translated:
+    """Translate, unless it was done before, and write translations, source and references into a folder.
+
+    Args:
+        wanted: what to translate.
+        model: a checkpoint, one file.
+        fingerprint: changes when the model does.
+        facts: of the model.
+        data: of the model.
+        search: how to translate.
+        folder: what it holds of earlier scores is removed.
+
+    Raises:
+        ValueError: fairseq failed, or the text is still in pieces.
+    """
+    folder.mkdir(exist_ok=True)
+    for stale in (folder / "scores.json", *folder.glob("references*.txt")):
+        stale.unlink(missing_ok=True)
+    log, translations = folder / "generate.log", folder / "translations.txt"
+
+    def translate() -> str:
+        translations.unlink(missing_ok=True)
+        numbered = wanted.numbered(data, folder / "input")
+        generate(model, numbered, data.source, data.target, facts.cut_source_at, search, log)
+        found = read_hypotheses(raw_lines(log)).values()
+        check_words(found)
+        _write({translations: [normalise_space(line) for line in found]})
+        return project_version()
+
+    pieces = [data.prepared / "spm.model"] if data.prepared else []
+    version: str = Stages(folder).do(
+        "translations",
+        [fingerprint, str(data.binary.resolve()), wanted.checksum(), asdict(search)],
+        translate,
+        [log, translations],
+        [*pieces, *data.binary.glob("dict.*"), *wanted.inputs()],
+    )
+    known = wanted.known(log)
+    references = {folder / f"references{number or ''}.txt": text for number, text in enumerate(known.references)}
+    _write({folder / "source.txt": known.source, **references})
+    return Translated(known, list(lines(translations)), version)
+
+
+def _write(texts: Mapping[Path, Sequence[str]]) -> None:
+    with complete_files(list(texts)) as files:
+        for file, text in zip(files, texts.values(), strict=True):
+            file.writelines(line + "\n" for line in text)
