@@ -6,6 +6,7 @@ import subprocess
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from itertools import cycle, islice
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 
 import torch
@@ -58,7 +59,7 @@ def run(sizes: CleanSizes, text: str | None, moses: Path | None) -> tuple[list[R
         case = f"{sizes.pairs} sentence pairs"
         times = interleave(f"clean {case}", contenders, sizes.repeats, 0, torch.device("cpu"))
         rows = rows_of("clean", case, times, dict.fromkeys(contenders, (0, sizes.pairs)))
-        speed = sizes.pairs / sorted(times["ours"].total)[len(times["ours"].total) // 2]
+        speed = sizes.pairs / median(times["ours"].total)
         return rows, [Target("pairs a second, cleaned and segmented", speed, PAIRS_A_SECOND, at_most=False)]
 
 

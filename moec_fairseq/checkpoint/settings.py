@@ -10,8 +10,8 @@ from moec_fairseq.moe.shards import Shard
 
 def group(state: State, name: str) -> dict[str, Any]:
     """Return a group of settings, such that a change of it changes ``state``."""
-    group = state["cfg"].setdefault(name, {})
-    return vars(group) if isinstance(group, Namespace) else group
+    values = state["cfg"].setdefault(name, {})
+    return vars(values) if isinstance(values, Namespace) else values
 
 
 def num_experts(state: State) -> int:

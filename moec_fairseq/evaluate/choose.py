@@ -12,7 +12,7 @@ from moec_fairseq.corpus.output import parallel_paths
 from moec_fairseq.corpus.text import lines, raw_lines
 from moec_fairseq.evaluate.data import DataOfModel
 from moec_fairseq.evaluate.sets import BinarySet, EvaluationSet, TextSet, check_lengths
-from moec_fairseq.prepare.texts import AS_PUBLISHED
+from moec_fairseq.prepare.texts import PUBLISHED_TEST
 
 
 def choose(
@@ -83,7 +83,7 @@ def from_prepared(folder: Path, subset: str, source: str, target: str) -> TextSe
     Raises:
         ValueError: there is no such part, or not in this direction.
     """
-    name = f"{subset}{AS_PUBLISHED}" if subset == "test" else subset
+    name = PUBLISHED_TEST if subset == "test" else subset
     paths = parallel_paths(folder / "text", name, source, target)
     for path in paths:
         if not path.is_file():

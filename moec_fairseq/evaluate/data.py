@@ -30,8 +30,10 @@ class DataOfModel:
         self.binary = self.prepared / "binary" if self.prepared else place
         if not self.binary.is_dir():
             raise ValueError(f"there is no folder {self.binary}; give --data, the data that the model was trained on")
-        told = facts.source, facts.target
-        self.source, self.target = (told[0], told[1]) if told[0] and told[1] else self._only_pair()
+        if facts.source and facts.target:
+            self.source, self.target = facts.source, facts.target
+        else:
+            self.source, self.target = self._only_pair()
         for language in (self.source, self.target):
             self._check_dictionary(language, facts)
 

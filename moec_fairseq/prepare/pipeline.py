@@ -18,7 +18,7 @@ from moec_fairseq.prepare.download import download
 from moec_fairseq.prepare.parallel import processes
 from moec_fairseq.prepare.pieces import write_pieces
 from moec_fairseq.prepare.recipe import USES, Recipe, read_recipe
-from moec_fairseq.prepare.texts import AS_PUBLISHED, write_texts
+from moec_fairseq.prepare.texts import TEXTS, write_texts
 
 
 def prepare(
@@ -76,8 +76,7 @@ def prepare(
             shutil.rmtree(extracted)
             return found
 
-        names = (*USES, f"test{AS_PUBLISHED}")
-        text_files = [path for name in names for path in parallel_paths(out / "text", name, *languages)]
+        text_files = [path for name in TEXTS for path in parallel_paths(out / "text", name, *languages)]
         raw_files = [raw / archive.file_name for archive in corpus.archives.values()]
         counts = Counter(stages.do("text", [asdict(corpus), distinct], texts, text_files, raw_files))
         model = out / "spm.model"

@@ -17,7 +17,8 @@ from moec_fairseq.prepare.parallel import chunks, in_order
 from moec_fairseq.prepare.recipe import USES, Recipe
 
 CHUNK = 5_000  # pairs
-AS_PUBLISHED = "-as-published"  # the test text without normalisation, which scores are computed from
+PUBLISHED_TEST = "test-as-published"  # the test text without normalisation, which scores are computed from
+TEXTS = (*USES, PUBLISHED_TEST)  # what is written, for each language
 
 Raw = tuple[str | None, str | None]
 Pairs = list[tuple[str, str]]
@@ -47,11 +48,9 @@ def write_texts(
     """
     counts: Counter[str] = Counter()
     seen: set[int] = set()
-    published = f"test{AS_PUBLISHED}"
-    names = (*USES, published)
-    paths = [path for name in names for path in parallel_paths(out, name, recipe.source, recipe.target)]
+    paths = [path for name in TEXTS for path in parallel_paths(out, name, recipe.source, recipe.target)]
     with complete_files(paths) as files:
-        sides = {name: files[2 * number : 2 * number + 2] for number, name in enumerate(names)}
+        sides = {name: files[2 * number : 2 * number + 2] for number, name in enumerate(TEXTS)}
 
         def write(name: str, pairs: Pairs) -> None:
             for file, side in zip(sides[name], zip(*pairs, strict=True), strict=False):
@@ -65,7 +64,7 @@ def write_texts(
             step = partial(_normalised, keep=part.use == "test")
             for pairs, originals, read in in_order(pool, step, chunks(raw, CHUNK), ahead):
                 bar.update(read)
-                write(published, originals)
+                write(PUBLISHED_TEST, originals)
                 counts[f"{part.use}: read"] += read
                 counts[f"{part.use}: metadata"] += read - len(pairs)
                 if part.use != "test":
@@ -76,8 +75,9 @@ def write_texts(
                 if part.use == "train" and recipe.valid_every:
                     first = recipe.valid_every - 1 - trained % recipe.valid_every
                     trained += len(pairs)
-                    counts["valid: kept"] += len(pairs[first :: recipe.valid_every])
-                    write("valid", pairs[first :: recipe.valid_every])
+                    held_out = pairs[first :: recipe.valid_every]
+                    counts["valid: kept"] += len(held_out)
+                    write("valid", held_out)
                     del pairs[first :: recipe.valid_every]
                 counts[f"{part.use}: kept"] += len(pairs)
                 write(part.use, pairs)
