@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # How fast it is: ratios, medians and spread of 7 interleaved repeats, peak memory.
 #
-# Usage: bash scripts/bench.sh [--active-env] [layer|train|generate|prepare|clean|all] [--json FILE] [--size small] [--device cpu|cuda]
+# Usage: bash scripts/bench.sh [--active-env] [layer|loss|train|generate|prepare|clean|all] [--json FILE] [--size small] [--device cpu|cuda]
 #
 #   layer          our layer against a dense block of the same active size and fairscale's MOELayer; its parts; bfloat16
 #   train          training steps of whole models, and the optimizer's share of them

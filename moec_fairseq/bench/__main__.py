@@ -1,4 +1,4 @@
-"""Measure speed and memory: layer (ours, dense, fairscale), train, generate, prepare, clean, or all of them."""
+"""Measure speed and memory: layer (ours, dense, fairscale), loss, train, generate, prepare, clean, or all of them."""
 
 import argparse
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from moec_fairseq.bench import clean, layer, models, prepare
+from moec_fairseq.bench import clean, layer, loss, models, prepare
 from moec_fairseq.bench.picture import draw
 from moec_fairseq.bench.report import Row, Target, machine, table, target_table, write_json
 from moec_fairseq.bench.sizes import SIZES, Sizes
@@ -15,6 +15,7 @@ from moec_fairseq.bench.sizes import SIZES, Sizes
 Run = Callable[[Sizes, torch.device, argparse.Namespace], tuple[list[Row], list[Target]]]
 SUITES: dict[str, Run] = {
     "layer": lambda sizes, device, _: layer.run(sizes.layer, device),
+    "loss": lambda sizes, device, _: loss.run(sizes.loss, device),
     "train": lambda sizes, device, _: models.train(sizes.model, device),
     "generate": lambda sizes, device, _: models.generate(sizes.model, device),
     "prepare": lambda sizes, device, _: prepare.run(sizes.text, device),

@@ -22,7 +22,7 @@ class Row:
     """One contender in one case.
 
     Attributes:
-        suite: ``layer``, ``train``, ``generate`` or ``prepare``.
+        suite: ``layer``, ``loss``, ``train``, ``generate``, ``prepare`` or ``clean``.
         case: what is measured, the same for all contenders that are compared.
         contender: who is measured.
         experts: experts of a layer, 0 where there are none.

@@ -17,6 +17,16 @@ class LayerSizes:
 
 
 @dataclass(frozen=True)
+class LossSizes:
+    """Sizes of the loss suite."""
+
+    tokens: int = 4096
+    vocabulary: int = 32_000
+    repeats: int = 7
+    warmup: int = 3
+
+
+@dataclass(frozen=True)
 class ModelSizes:
     """Sizes of the train and generate suites."""
 
@@ -53,6 +63,7 @@ class Sizes:
     """Sizes of all suites."""
 
     layer: LayerSizes = LayerSizes()
+    loss: LossSizes = LossSizes()
     model: ModelSizes = ModelSizes()
     text: TextSizes = TextSizes()
     clean: CleanSizes = CleanSizes()
@@ -62,6 +73,7 @@ SIZES = {
     "full": Sizes(),
     "small": Sizes(
         LayerSizes(16, 32, 64, (2, 4, 8), (32, 64, 128), repeats=1, warmup=1),
+        LossSizes(64, 50, repeats=1, warmup=1),
         ModelSizes("moec_transformer_tiny", 50, 256, 4, 6, (2, 4), repeats=1, warmup=1),
         TextSizes(200, 60, repeats=1),
         CleanSizes(200, 60, repeats=1),

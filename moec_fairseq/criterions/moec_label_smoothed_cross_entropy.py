@@ -13,6 +13,7 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
 from fairseq.dataclass import ChoiceEnum
 from fairseq.logging import metrics
 
+from moec_fairseq.criterions.likelihood import label_smoothed_losses
 from moec_fairseq.moe.losses import VARIANCES, GateLoss, gate_statistics, over_ranks, share_of_rank
 from moec_fairseq.moe.metrics import PER_EXPERT, PER_LAYER, averages, layer_sums, model_sums
 from moec_fairseq.moe.ranks import sum_over_ranks
@@ -69,6 +70,7 @@ class MoECLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion)
             )
         for layer in model.moe_layers:
             self.gate_loss.check_cluster(layer.dropout.fewest_survivors_in_a_cluster(layer.router.clusters))
+        self.adaptive_softmax = getattr(model.decoder, "adaptive_softmax", None) is not None
         self.num_layers = len(model.moe_layers)
         self.world_size = model.world_size
         self.is_dummy_batch = False  # set by moec_fairseq.compat
@@ -85,6 +87,25 @@ class MoECLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion)
                 loss = loss + self.gate_loss_weight * gate_loss
                 logging_output["loss"] = loss.data
         return loss, sample_size, logging_output
+
+    def compute_loss(
+        self, model: Any, net_output: Any, sample: dict[str, Any], reduce: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return fairseq's label-smoothed loss and its negative log-likelihood, without keeping log-probabilities.
+
+        Sums over the sample, or with ``reduce=False`` (T, 1); padding has 0.
+        """
+        if self.adaptive_softmax:  # its output are hidden states, not logits
+            loss, nll_loss = super().compute_loss(model, net_output, sample, reduce=reduce)
+            return loss, nll_loss
+        logits, target = (
+            t[:, self.ignore_prefix_size :] for t in (net_output[0], model.get_targets(sample, net_output))
+        )
+        losses = label_smoothed_losses(
+            logits.reshape(-1, logits.shape[-1]), target.reshape(-1), self.eps, self.padding_idx
+        )
+        loss, nll_loss = (each.sum() if reduce else each.unsqueeze(1) for each in losses)
+        return loss, nll_loss
 
     def _router_losses(
         self, records: Sequence[LayerRecord], device: torch.device, training: bool

@@ -19,7 +19,35 @@ def test_without_weight_it_is_fairseqs_criterion(build):
     stock = build("--criterion", "label_smoothed_cross_entropy", "--dropout", "0")
     stock.model.load_state_dict(ours.model.state_dict())
     batch = ours.batch()
-    assert torch.equal(ours.criterion(ours.model, batch)[0], stock.criterion(stock.model, batch)[0])
+    torch.testing.assert_close(ours.criterion(ours.model, batch)[0], stock.criterion(stock.model, batch)[0])
+
+
+def stock_losses(built, output, batch, reduce=True):
+    return super(type(built.criterion), built.criterion).compute_loss(built.model, output, batch, reduce=reduce)
+
+
+@pytest.mark.parametrize("reduce", [True, False])
+@pytest.mark.parametrize("flags", [[], ["--ignore-prefix-size", "1"], ["--label-smoothing", "0"]], ids=str)
+def test_losses_and_gradients_are_those_of_fairseq(build, flags, reduce):
+    built = build("--dropout", "0", *flags)
+    batch = built.batch()  # sentences of different lengths: there is padding
+    output = built.model(**batch["net_input"])
+    results = [
+        (losses, torch.autograd.grad(losses[0].sum(), output[0], retain_graph=True))
+        for losses in (
+            built.criterion.compute_loss(built.model, output, batch, reduce=reduce),
+            stock_losses(built, output, batch, reduce=reduce),
+        )
+    ]
+    torch.testing.assert_close(*results)
+
+
+@torch.no_grad()  # where fairseq itself cannot compute them
+def test_losses_of_an_adaptive_softmax_are_those_of_fairseq(build):
+    built = build("--dropout", "0", "--adaptive-softmax-cutoff", "4,8")
+    batch = built.batch()
+    output = built.model(**batch["net_input"])
+    assert built.criterion.compute_loss(built.model, output, batch) == stock_losses(built, output, batch)
 
 
 def test_training_loss_has_the_gate_loss_and_validation_loss_has_not(build):

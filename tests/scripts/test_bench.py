@@ -17,7 +17,7 @@ def bench(*arguments: object) -> "subprocess.CompletedProcess[str]":
 
 def test_help():
     done = subprocess.run(["bash", str(SCRIPT), "--help"], capture_output=True, text=True)
-    assert done.returncode == 0 and "layer|train|generate|prepare|clean|all" in done.stdout
+    assert done.returncode == 0 and "layer|loss|train|generate|prepare|clean|all" in done.stdout
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -28,10 +28,11 @@ def test_every_suite_runs_and_writes_json_and_a_picture(tmp_path):
     assert found["machine"]["torch"]
     contenders = {(row["suite"], row["contender"]) for row in found["rows"]}
     assert {("layer", "dense"), ("layer", "moec 4"), ("layer", "fairscale 4"), ("layer", "moec 2 bf16")} <= contenders
+    assert {("loss", "fairseq"), ("loss", "ours")} <= contenders
     assert {("train", "moec 2"), ("generate", "moec 4"), ("prepare", "split"), ("clean", "ours")} <= contenders
     assert all(second > 0 for row in found["rows"] for second in row["times"]["forward"])
     assert (tmp_path / "found.png").read_bytes().startswith(b"\x89PNG")
-    for suite in ("layer", "train", "generate", "prepare", "clean"):
+    for suite in ("layer", "loss", "train", "generate", "prepare", "clean"):
         assert f"## {suite}\n" in done.stdout
 
 
