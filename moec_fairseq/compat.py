@@ -2,6 +2,7 @@
 
 import argparse
 import atexit
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -18,12 +19,15 @@ from fairseq.nan_detector import NanDetector
 from fairseq.optim.fp16_optimizer import FP16Optimizer
 from fairseq.tasks import FairseqTask
 from fairseq.trainer import Trainer
-from omegaconf import open_dict
+from omegaconf import OmegaConf, open_dict
 from torch import Tensor
 
 from moec_fairseq import preflight
+from moec_fairseq.checkpoint.changes import changes, saved_config
 from moec_fairseq.checkpoint.together import check_one_update, finish_renaming, renamed_together
 from moec_fairseq.moe.ranks import sum_over_ranks
+
+logger = logging.getLogger(__name__)
 
 Batches = Callable[..., list[Any]]
 ClipGradNorm = Callable[..., Tensor]
@@ -231,6 +235,29 @@ def keep_crashes_apart(save_checkpoint: Callable[..., None]) -> Callable[..., No
     return save
 
 
+def say_what_changed(load_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+    """Warn when a training goes on with other settings than it began with.
+
+    Reason: fairseq goes on from whatever checkpoint lies in ``--save-dir``, without a word about the options that were
+    given this time; who tries one after the other gets a model that is half of this and half of that.
+    """
+
+    @wraps(load_checkpoint)
+    def load(trainer: Any, filename: str, reset_optimizer: bool = False, *args: Any, **kwargs: Any) -> Any:
+        if hasattr(trainer.task, "moec_model") and not reset_optimizer:
+            now = OmegaConf.to_container(trainer.cfg, resolve=True, enum_to_str=True)  # as fairseq saves it
+            changed = changes(saved_config(Path(filename)), now)
+            if changed:
+                logger.warning(
+                    "%s was trained with %s; for a model of its own give another --save-dir (checkpoint.save_dir).",
+                    filename,
+                    ", ".join(changed),
+                )
+        return load_checkpoint(trainer, filename, reset_optimizer, *args, **kwargs)
+
+    return load
+
+
 def look_for_nan_forward(init: Callable[..., None]) -> Callable[..., None]:
     """Let fairseq's search for the module that makes NaN look at forward passes only.
 
@@ -288,6 +315,7 @@ Trainer.train_step = fail_as_one(Trainer.train_step)
 NanDetector.__init__ = look_for_nan_forward(NanDetector.__init__)
 checkpoint_utils.save_checkpoint = save_together(checkpoint_utils.save_checkpoint)
 checkpoint_utils.load_checkpoint = load_together(checkpoint_utils.load_checkpoint)
+Trainer.load_checkpoint = say_what_changed(Trainer.load_checkpoint)
 Trainer.save_checkpoint = keep_crashes_apart(Trainer.save_checkpoint)
 FairseqTask.train_step = watch_batches(FairseqTask.train_step)
 utils.clip_grad_norm_ = clip_experts_too(utils.clip_grad_norm_)

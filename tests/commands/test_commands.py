@@ -155,13 +155,27 @@ def test_resuming_in_the_middle_of_an_epoch_changes_no_digit(
     flags = ("--dropout", "0.1", "--moec-expert-dropout-interval", 5, "--save-interval-updates", 13)
     whole = losses(train(fairseq, reversal_data, tmp_path / "whole", *flags, "--max-update", 18))
     train(fairseq, reversal_data, tmp_path / "parts", *flags, "--max-update", 13)
-    resumed = losses(train(fairseq, reversal_data, tmp_path / "parts", *flags, "--max-update", 18))
+    log = train(fairseq, reversal_data, tmp_path / "parts", *flags, "--max-update", 18)
+    assert "was trained with" not in log
+    resumed = losses(log)
     assert sorted(whole) == list(range(1, 19)) and sorted(resumed) == list(range(14, 19))
     assert resumed == {update: whole[update] for update in resumed}
     states = [
         torch.load(tmp_path / name / "checkpoint_last.pt", weights_only=True)["model"] for name in ("whole", "parts")
     ]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_going_on_with_other_settings_is_said(fairseq: Command, reversal_data: Path, tmp_path: Path) -> None:
+    train(fairseq, reversal_data, tmp_path, "--max-update", 1)
+    others = ("--moec-expert-dropout", 0.25, "--seed", 7, "--label-smoothing", 0.2, "--lr", 1e-5)
+    log = train(fairseq, reversal_data, tmp_path, *others, "--max-update", 2)
+    assert re.search(
+        r"checkpoint_last.pt was trained with common.seed=1 \(now 7\), model.moec_expert_dropout=0.5 \(now 0.25\), "
+        r"criterion.label_smoothing=0.1 \(now 0.2\); for a model of its own give another --save-dir",
+        log,
+    ), log
+    assert sorted(losses(log)) == [2]
 
 
 def test_finetune_from_model(fairseq: Command, reversal_data: Path, trained: Path, tmp_path: Path) -> None:
