@@ -23,7 +23,8 @@ from omegaconf import OmegaConf, open_dict
 from torch import Tensor
 
 from moec_fairseq import preflight
-from moec_fairseq.checkpoint.changes import changes, saved_config
+from moec_fairseq.checkpoint.changes import changes
+from moec_fairseq.checkpoint.loading import load_if_whole
 from moec_fairseq.checkpoint.together import check_one_update, finish_renaming, renamed_together
 from moec_fairseq.moe.ranks import sum_over_ranks
 
@@ -246,7 +247,8 @@ def say_what_changed(load_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
     def load(trainer: Any, filename: str, reset_optimizer: bool = False, *args: Any, **kwargs: Any) -> Any:
         if hasattr(trainer.task, "moec_model") and not reset_optimizer:
             now = OmegaConf.to_container(trainer.cfg, resolve=True, enum_to_str=True)  # as fairseq saves it
-            changed = changes(saved_config(Path(filename)), now)
+            saved = load_if_whole(Path(filename))
+            changed = changes(saved["cfg"], now) if saved else []
             if changed:
                 logger.warning(
                     "%s was trained with %s; for a model of its own give another --save-dir (checkpoint.save_dir).",

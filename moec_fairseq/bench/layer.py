@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from moec_fairseq.bench.contenders import Shape, maker, moec_layer, router_losses
-from moec_fairseq.bench.memory import peak
+from moec_fairseq.bench.memory import with_peaks
 from moec_fairseq.bench.report import Row, Target, rows_of
 from moec_fairseq.bench.sizes import LayerSizes
 from moec_fairseq.bench.timing import Contender, interleave
@@ -27,12 +27,7 @@ def _compare(case: str, entries: list[tuple[str, Shape, int]], sizes: LayerSizes
     device = torch.device(entries[0][1].device)
     times = interleave(case, {name: make() for name, make in makers.items()}, sizes.repeats, sizes.warmup, device)
     rows = rows_of(SUITE, case, times, meant)
-    if not memory:
-        return rows
-    peaks = {name: peak(make, device) for name, make in makers.items()}
-    return [
-        replace(row, process_bytes=peaks[row.contender].process, torch_bytes=peaks[row.contender].torch) for row in rows
-    ]
+    return with_peaks(rows, makers, device) if memory else rows
 
 
 def _parts(shape: Shape, experts: int, sizes: LayerSizes) -> list[Row]:

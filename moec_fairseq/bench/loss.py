@@ -1,14 +1,13 @@
 """The loss suite: label-smoothed cross-entropy from logits, ours against fairseq's."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 import torch
 from fairseq.criterions.label_smoothed_cross_entropy import label_smoothed_nll_loss
 from torch import Tensor
 
-from moec_fairseq.bench.memory import peak
+from moec_fairseq.bench.memory import with_peaks
 from moec_fairseq.bench.report import Row, Target, rows_of
 from moec_fairseq.bench.sizes import LossSizes
 from moec_fairseq.bench.timing import Contender, interleave
@@ -27,7 +26,7 @@ def _fairseq(logits_TV: Tensor, target_T: Tensor) -> Tensor:
 
 
 def _ours(logits_TV: Tensor, target_T: Tensor) -> Tensor:
-    return label_smoothed_losses(logits_TV, target_T, EPSILON, PADDING)[0].sum()
+    return label_smoothed_losses(logits_TV, target_T, EPSILON, PADDING)[0]
 
 
 LOSSES: dict[str, Loss] = {"fairseq": _fairseq, "ours": _ours}
@@ -51,8 +50,4 @@ def run(sizes: LossSizes, device: torch.device) -> tuple[list[Row], list[Target]
     contenders = {name: make() for name, make in makers.items()}
     times = interleave(case, contenders, sizes.repeats, sizes.warmup, device)
     rows = rows_of(SUITE, case, times, dict.fromkeys(LOSSES, (0, sizes.tokens)))
-    peaks = {name: peak(make, device) for name, make in makers.items()}
-    rows = [
-        replace(row, process_bytes=peaks[row.contender].process, torch_bytes=peaks[row.contender].torch) for row in rows
-    ]
-    return rows, []
+    return with_peaks(rows, makers, device), []

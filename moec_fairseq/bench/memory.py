@@ -3,12 +3,13 @@
 import gc
 import multiprocessing
 import resource
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from moec_fairseq.bench.report import Row
 from moec_fairseq.bench.timing import Contender
 
 
@@ -81,3 +82,11 @@ def peak(make: Callable[[], Contender], device: torch.device) -> Peak:
     if process.exitcode != 0:
         raise RuntimeError(f"The process that measured memory ended with {process.exitcode}; its message is above.")
     return queue.get(timeout=10)
+
+
+def with_peaks(rows: Sequence[Row], makers: Mapping[str, Callable[[], Contender]], device: torch.device) -> list[Row]:
+    """Return the rows with the memory that ``makers`` of the same names take."""
+    peaks = {name: peak(make, device) for name, make in makers.items()}
+    return [
+        replace(row, process_bytes=peaks[row.contender].process, torch_bytes=peaks[row.contender].torch) for row in rows
+    ]

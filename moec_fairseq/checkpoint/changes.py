@@ -1,10 +1,7 @@
 """What a training that goes on has changed since its checkpoint was written."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-from moec_fairseq.checkpoint.loading import load_state
 
 # groups and which of their settings to compare, None: all; schedule and length are often changed on purpose
 GROUPS = {"common": ("seed",), "model": None, "criterion": None}
@@ -12,15 +9,6 @@ GROUPS = {"common": ("seed",), "model": None, "criterion": None}
 OF_THE_MACHINES = {
     f"model.{name}" for name in ("base_layers", "moec_dispatch", "moec_evaluation", "moec_token_shuffle", "seed", "tpu")
 }
-
-
-def saved_config(path: Path) -> dict[str, Any]:
-    """Return fairseq's configuration in a checkpoint; empty for a file that is missing, torn or of an old fairseq."""
-    try:
-        config: dict[str, Any] = load_state(path, optimizer=False)["cfg"] if path.is_file() else {}
-    except ValueError:
-        return {}
-    return config
 
 
 def changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

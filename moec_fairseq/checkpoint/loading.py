@@ -64,3 +64,11 @@ def load_state(path: Path, optimizer: bool = True) -> State:
     if not optimizer:
         state.pop(OPTIMIZER, None)
     return state
+
+
+def load_if_whole(path: Path) -> State | None:
+    """Return what a file of fairseq holds, without the optimizer's state; None for one that is missing or torn."""
+    try:
+        return load_state(path, optimizer=False) if path.is_file() else None
+    except ValueError:
+        return None

@@ -14,7 +14,7 @@ from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 
 from moec_fairseq.checkpoint import settings
-from moec_fairseq.checkpoint.loading import load_state
+from moec_fairseq.checkpoint.loading import load_if_whole
 
 TEMPORARY = ".tmp"  # as fairseq adds it
 
@@ -89,10 +89,8 @@ def check_one_update(path: Path) -> None:
 
 def num_updates(path: Path) -> int | None:
     """Return the updates a checkpoint has seen; None for a file that is missing or torn."""
-    try:
-        return settings.num_updates(load_state(path, optimizer=False)) if path.is_file() else None
-    except ValueError:
-        return None
+    state = load_if_whole(path)
+    return None if state is None else settings.num_updates(state)
 
 
 def _of_all_ranks(value: Any) -> list[Any]:

@@ -60,18 +60,24 @@ class NegativeLogLikelihood(torch.autograd.Function):
         return d_logits_TV, None
 
 
-def label_smoothed_losses(logits_TV: Tensor, target_T: Tensor, epsilon: float, padding: int) -> tuple[Tensor, Tensor]:
-    """Return the label-smoothed cross-entropy and −log p(target) of each token, both (T,), 0 for padding.
+def label_smoothed_losses(
+    logits_TV: Tensor, target_T: Tensor, epsilon: float, padding: int, reduce: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Return the label-smoothed cross-entropy and −log p(target): sums over the tokens, or (T, 1); padding has 0.
 
-    The loss is fairseq's: (1 − ε − ε/(V−1))·nll − ε/(V−1)·Σ_v log p(v), so that ε goes to the V − 1 other words.
+    The loss is fairseq's: (1 − ε − ε/(V−1))·nll − ε/(V−1)·Σ_v log p(v), so that ε goes to the V − 1 other words. It
+    is added up in fairseq's order, too, and is the same to the last digit.
 
     Args:
         logits_TV: scores of the vocabulary for each token.
         target_T: index of the right word.
         epsilon: ε, share of the probability that goes to the other words.
         padding: index of the word that stands for nothing.
+        reduce: add up the tokens.
     """
     losses = NegativeLogLikelihood.apply(logits_TV, target_T)
-    nll_T, smooth_T = (loss.masked_fill(target_T == padding, 0) for loss in losses)
+    nll, smooth = (loss.masked_fill(target_T == padding, 0).unsqueeze(1) for loss in losses)
+    if reduce:
+        nll, smooth = nll.sum(), smooth.sum()
     share = epsilon / (logits_TV.shape[1] - 1)
-    return (1 - epsilon - share) * nll_T + share * smooth_T, nll_T
+    return (1 - epsilon - share) * nll + share * smooth, nll

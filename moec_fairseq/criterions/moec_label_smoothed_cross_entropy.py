@@ -101,11 +101,9 @@ class MoECLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion)
         logits, target = (
             t[:, self.ignore_prefix_size :] for t in (net_output[0], model.get_targets(sample, net_output))
         )
-        losses = label_smoothed_losses(
-            logits.reshape(-1, logits.shape[-1]), target.reshape(-1), self.eps, self.padding_idx
+        return label_smoothed_losses(
+            logits.reshape(-1, logits.shape[-1]), target.reshape(-1), self.eps, self.padding_idx, reduce
         )
-        loss, nll_loss = (each.sum() if reduce else each.unsqueeze(1) for each in losses)
-        return loss, nll_loss
 
     def _router_losses(
         self, records: Sequence[LayerRecord], device: torch.device, training: bool

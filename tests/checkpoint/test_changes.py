@@ -1,4 +1,5 @@
-from moec_fairseq.checkpoint.changes import changes, saved_config
+from moec_fairseq.checkpoint.changes import changes
+from moec_fairseq.checkpoint.loading import load_if_whole
 
 SAVED = {
     "common": {"seed": 1, "log_interval": 100},
@@ -23,7 +24,7 @@ def test_nothing_has_changed():
     assert changes({}, SAVED) == []
 
 
-def test_files_without_a_configuration_have_none(tmp_path):
+def test_files_that_are_missing_or_torn_hold_nothing(tmp_path):
     torn = tmp_path / "torn.pt"
     torn.write_bytes(b"PK\x03\x04 and then the disk was full")
-    assert saved_config(torn) == saved_config(tmp_path / "missing.pt") == {}
+    assert load_if_whole(torn) is load_if_whole(tmp_path / "missing.pt") is None
