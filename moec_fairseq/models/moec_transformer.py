@@ -12,6 +12,7 @@ from fairseq.models.transformer import TransformerModelBase
 
 from moec_fairseq.compat import disable_fused_encoder
 from moec_fairseq.models.config import MoECTransformerConfig, add_options
+from moec_fairseq.models.dropout import use_cheap_masks
 from moec_fairseq.models.layers import LAYOUTS
 from moec_fairseq.models.placement import moe_layer_indices
 from moec_fairseq.moe.clusters import ExpertClusters
@@ -58,6 +59,7 @@ class MoECTransformerModel(TransformerModelBase):
         if config.moe_expert_count != 0:
             model._place_moe_layers(config)
         disable_fused_encoder(model.encoder)
+        use_cheap_masks(model)
         # the criterion, which fairseq builds from the same task, checks its options against the model's
         task.moec_model = model
         return model
