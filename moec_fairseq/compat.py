@@ -159,8 +159,10 @@ def attention_of_products() -> Any:
     Reason: on a CPU without units for bfloat16 matrices, the way back through torch's own attention takes eight times
     as long in bfloat16 as in float32, more than all that mixed precision wins.
     """
-    choices = getattr(torch.nn, "attention", None)  # torch < 2.3 cannot choose
-    return nullcontext() if choices is None else choices.sdpa_kernel(choices.SDPBackend.MATH)
+    choices: Any = getattr(torch.nn, "attention", None)
+    if not hasattr(choices, "sdpa_kernel"):  # torch < 2.3
+        return nullcontext()
+    return choices.sdpa_kernel(choices.SDPBackend.MATH)
 
 
 def amp_on_cpu(train_step: Callable[..., Any]) -> Callable[..., Any]:
