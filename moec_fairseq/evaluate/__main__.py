@@ -2,11 +2,18 @@
 
 import argparse
 import sys
+from dataclasses import fields
 from pathlib import Path
+from typing import Any, TypeVar
 
 from moec_fairseq.checkpoint.selection import KINDS
 from moec_fairseq.cli.command import run_command
-from moec_fairseq.evaluate.pipeline import evaluate
+from moec_fairseq.evaluate.choose import Wanted
+from moec_fairseq.evaluate.model import select
+from moec_fairseq.evaluate.pipeline import Report, evaluate
+from moec_fairseq.evaluate.translate import Search
+
+Group = TypeVar("Group", Wanted, Search, Report)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -44,8 +51,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--samples", type=int, default=3, metavar="N", help="translations to show (default: 3)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="all results (default: DIR/evaluation/WHICH)")
     parser.add_argument("--cpu", action="store_true", help="leave a GPU alone")
-    parser.set_defaults(run=evaluate)
+    parser.set_defaults(run=_run)
     return parser
+
+
+def _run(**options: Any) -> None:
+    def group(kind: type[Group]) -> Group:
+        return kind(**{field.name: options[field.name] for field in fields(kind)})
+
+    wanted, search, report = group(Wanted), group(Search), group(Report)
+    selection = select(*(options[name] for name in ("checkpoints", "average", "best", "kind")))
+    evaluate(selection, options["data"], wanted, search, report, options["tokenized"], options["out"])
 
 
 def main() -> int:

@@ -2,6 +2,7 @@
 
 import html
 import tarfile
+from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
@@ -15,28 +16,57 @@ from moec_fairseq.evaluate.sets import BinarySet, EvaluationSet, TextSet, check_
 from moec_fairseq.prepare.texts import PUBLISHED_TEST
 
 
-def choose(
-    data: DataOfModel,
-    subset: str,
-    test_set: str | None,
-    text: Path | None,
-    references: list[Path],
-    segmentation: str | None,
-) -> EvaluationSet:
-    """Return the sentences that were asked for; the arguments are those of ``scripts/evaluate.sh``.
+@dataclass(frozen=True)
+class Wanted:
+    """Which sentences the user asked for.
+
+    Attributes:
+        subset: part of the data of the model, where nothing else is named.
+        test_set: of sacrebleu.
+        text: plain text.
+        references: plain texts that translations of ``text`` are compared with.
+        segmentation: how binary data of others is cut into pieces, as fairseq calls it.
+
+    Raises:
+        ValueError: they do not go together.
+    """
+
+    subset: str
+    test_set: str | None
+    text: Path | None
+    references: list[Path]
+    segmentation: str | None
+
+    def __post_init__(self) -> None:
+        """Refuse what does not go together."""
+        if self.test_set and self.text:
+            raise ValueError(f"--test-set {self.test_set} and --input {self.text} were both given; give one of them")
+        if self.references and not self.text:
+            raise ValueError("--references belong to --input; other sets have their own")
+
+    @property
+    def name(self) -> str:
+        """Return what to call them in the names of folders."""
+        return self.test_set or (self.text.stem if self.text else self.subset)
+
+
+def choose(data: DataOfModel, wanted: Wanted) -> EvaluationSet:
+    """Return the sentences that were asked for.
 
     Raises:
         ValueError: there are none of this name and direction.
     """
-    if test_set or text:
+    if wanted.test_set or wanted.text:
         data.pieces_model()  # without it, text cannot be translated
-    if test_set:
-        return from_sacrebleu(test_set, data.source, data.target)
-    if text:
-        return from_files(text, references)
+    if wanted.test_set:
+        return from_sacrebleu(wanted.test_set, data.source, data.target)
+    if wanted.text:
+        return from_files(wanted.text, wanted.references)
+    subset = wanted.subset
     if data.prepared:
         return from_prepared(data.prepared, subset, data.source, data.target)
-    return BinarySet(f"{data.binary.resolve().name}/{subset}", data.binary, subset, segmentation or data.segmentation())
+    name = f"{data.binary.resolve().name}/{subset}"
+    return BinarySet(name, data.binary, subset, wanted.segmentation or data.segmentation())
 
 
 def from_sacrebleu(name: str, source: str, target: str) -> TextSet:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from moec_fairseq.corpus.metrics import COMPOUND_SPLIT, Metrics, Score, compound
 from moec_fairseq.corpus.output import write_json
 from moec_fairseq.corpus.scoring import show_samples
 from moec_fairseq.corpus.text import raw_lines
-from moec_fairseq.evaluate.choose import choose
+from moec_fairseq.evaluate.choose import Wanted, choose
 from moec_fairseq.evaluate.data import DataOfModel
-from moec_fairseq.evaluate.model import ModelFacts, model_facts, select
+from moec_fairseq.evaluate.model import ModelFacts, Selection, model_facts
 from moec_fairseq.evaluate.report import add_row, comparison_table, read_table, score_table
 from moec_fairseq.evaluate.sets import TextSet, check_lengths
 from moec_fairseq.evaluate.significance import compare
@@ -26,44 +26,61 @@ FAIRSEQ_BLEU = "fairseq's BLEU4"
 _FAIRSEQ_RESULT = re.compile(r"Generate \S+ with beam=\d+: BLEU4 = ([\d.]+), (\S+) \(BP=([\d.]+)")
 
 
+@dataclass(frozen=True)
+class Report:
+    """What is shown beside the scores.
+
+    Attributes:
+        name: of the system, in tables; None: the end of the folder of its checkpoints.
+        table: file of results that gets a row.
+        against: translations of another system to compare with.
+        samples: translations to show.
+
+    Raises:
+        ValueError: ``table`` is not one of results, or ``samples`` is below 0.
+    """
+
+    name: str | None
+    table: Path | None
+    against: Path | None
+    samples: int
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be shown, before anything is done."""
+        if self.samples < 0:
+            raise ValueError(f"--samples is {self.samples}; give 0 or more")
+        if self.table:
+            read_table(self.table)
+
+    def other_translations(self) -> dict[str, list[str]]:
+        """Return the translations to compare with, by their file."""
+        return {str(self.against): list(raw_lines(self.against))} if self.against else {}
+
+
 def evaluate(
-    checkpoints: Path,
-    average: int | None,
-    kind: str | None,
-    best: bool,
+    selection: Selection,
     data: Path | None,
-    subset: str,
-    test_set: str | None,
-    text: Path | None,
-    references: list[Path],
+    wanted: Wanted,
+    search: Search,
+    report: Report,
     tokenized: bool,
-    segmentation: str | None,
-    beam: int,
-    lenpen: float,
-    max_tokens: int,
-    against: Path | None,
-    name: str | None,
-    table: Path | None,
-    samples: int,
     out: Path | None,
-    cpu: bool,
 ) -> None:
-    """Do all steps that are not done yet, and show the scores; the arguments are those of ``scripts/evaluate.sh``.
+    """Do all steps that are not done yet, and show the scores.
+
+    Args:
+        selection: checkpoints whose mean translates.
+        data: of ``prepare_data.sh``, or binary; None: that of the training.
+        wanted: the sentences.
+        search: how translations are searched for.
+        report: what is shown.
+        tokenized: the text is tokenised, and BLEU takes it as it is.
+        out: folder of all results; None: beside the checkpoints.
 
     Raises:
         ValueError: something is wrong with what was given.
     """
-    if test_set and text:
-        raise ValueError(f"--test-set {test_set} and --input {text} were both given; give one of them")
-    if references and not text:
-        raise ValueError("--references belong to --input; other sets have their own")
-    if beam < 1 or max_tokens < 1 or samples < 0:
-        raise ValueError(f"--beam is {beam}, --max-tokens {max_tokens}, --samples {samples}; give 1, 1 and 0 or more")
-    if table:
-        read_table(table)
-    other = {str(against): list(raw_lines(against))} if against else {}
-
-    selection = select(checkpoints, average, best, kind)
+    other = report.other_translations()
     fingerprint = selection.fingerprint()
     out = out or selection.folder / "evaluation" / selection.name
     out.mkdir(parents=True, exist_ok=True)
@@ -73,14 +90,13 @@ def evaluate(
     facts = model_facts(model)
     place = DataOfModel(data, facts)
     kinds = metrics(place.target, tokenized)
-    wanted = choose(place, subset, test_set, text, references, segmentation)
-    if isinstance(wanted, TextSet):
-        check_lengths({wanted.name: wanted.source} | other)
+    chosen = choose(place, wanted)
+    if isinstance(chosen, TextSet):
+        check_lengths({chosen.name: chosen.source} | other)
 
-    search = Search(beam, lenpen, max_tokens, cpu)
-    folder = out / re.sub(r"\W+", "_", test_set or (text.stem if text else subset))
-    folder = folder.with_name(f"{folder.name}-beam{beam}" + (f"-lenpen{lenpen:g}" if lenpen != 1 else ""))
-    done = translated(wanted, model, fingerprint, facts, place, search, folder)
+    lenpen = f"-lenpen{search.lenpen:g}" if search.lenpen != 1 else ""
+    folder = out / (re.sub(r"\W+", "_", wanted.name) + f"-beam{search.beam}{lenpen}")
+    done = translated(chosen, model, fingerprint, facts, place, search, folder)
     known, hypotheses = done.known, done.hypotheses
     if not known.references:
         print(f"{folder}: {len(hypotheses)} translations in translations.txt; without --references there are no scores")
@@ -91,12 +107,12 @@ def evaluate(
     scores[COMPOUND_SPLIT] = compound_split_bleu(hypotheses, known.references, place.target, tokenized)
     scores |= _score_of_fairseq(folder / "generate.log")
     row = {
-        "system": name or selection.system,
+        "system": report.name or selection.system,
         "set": known.name,
         "model": _signature(facts, len(selection.paths), search),
         "version": done.version,
     }
-    show_samples({"source": known.source, "reference": known.references[0], "translation": hypotheses}, samples)
+    show_samples({"source": known.source, "reference": known.references[0], "translation": hypotheses}, report.samples)
     print(score_table(scores))
     print(
         f"\n{row['system']} on {len(hypotheses)} sentences of {known.name}\n{row['model']}|moec_fairseq:{done.version}"
@@ -108,10 +124,10 @@ def evaluate(
         "against": _compare(hypotheses, other, known, kinds, row["system"]),
     }
     write_json(folder / "scores.json", result)
-    if table:
+    if report.table:
         values = {key: f"{value.value:.2f}" for key, value in scores.items()}
-        add_row(table, row | values | {"BLEU's signature": scores["BLEU"].signature})
-        print(f"a row in {table} and {table.with_suffix('.md')}")
+        add_row(report.table, row | values | {"BLEU's signature": scores["BLEU"].signature})
+        print(f"a row in {report.table} and {report.table.with_suffix('.md')}")
     print(f"{folder}: translations.txt, source.txt, references*.txt, scores.json, generate.log")
 
 

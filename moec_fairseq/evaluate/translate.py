@@ -27,12 +27,20 @@ class Search:
         lenpen: exponent of the length that scores are divided by.
         max_tokens: of a batch.
         cpu: leave a GPU alone.
+
+    Raises:
+        ValueError: a size is below 1.
     """
 
     beam: int = 5
     lenpen: float = 1.0
     max_tokens: int = 4096
     cpu: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse sizes below 1."""
+        if self.beam < 1 or self.max_tokens < 1:
+            raise ValueError(f"--beam is {self.beam} and --max-tokens {self.max_tokens}, but neither can be below 1")
 
 
 @dataclass(frozen=True)
