@@ -69,25 +69,26 @@ def test_batches_hold_every_sentence_once(sentences, limits):
     assert np.concatenate(batches).tolist() == indices.tolist()
 
 
-class Amp(AMPOptimizer):
-    """What fairseq builds for --amp, as far as one step of the task asks for it."""
+class Plain:
+    """An optimizer, as far as one step of the task asks for it."""
+
+    def backward(self, loss):
+        loss.backward()
+
+
+class Amp(Plain, AMPOptimizer):
+    """Likewise what fairseq builds for --amp."""
 
     def __init__(self):
         pass
-
-    def backward(self, loss):
-        loss.backward()
-
-
-class Plain:
-    def backward(self, loss):
-        loss.backward()
 
 
 def test_amp_computes_in_bfloat16_on_a_cpu(build):
     built = build("--dropout", "0", "--moec-expert-dropout", "0")
     batch, dtypes, flash = built.batch(), [], []
-    built.model.decoder.output_projection.register_forward_hook(lambda *_: dtypes.append(_[2].dtype))
+    built.model.decoder.output_projection.register_forward_hook(
+        lambda module, inputs, output: dtypes.append(output.dtype)
+    )
     built.model.encoder.register_forward_hook(lambda *_: flash.append(torch.backends.cuda.flash_sdp_enabled()))
 
     def loss_and_gradient(optimizer):

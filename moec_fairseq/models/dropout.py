@@ -19,6 +19,10 @@ def _kept(like: Tensor, levels: int) -> Tensor:
     return (numbers < levels - LEVELS // 2).view(like.shape)
 
 
+def _masked(x: Tensor, kept: Tensor, levels: int) -> Tensor:
+    return x * kept.to(x.dtype).mul_(LEVELS / levels)
+
+
 class _Masked(torch.autograd.Function):
     """Elements that are kept, scaled; the others are 0."""
 
@@ -26,14 +30,14 @@ class _Masked(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, levels: int) -> Tensor:
         kept = _kept(x, levels)
         ctx.save_for_backward(kept)
-        ctx.scale = LEVELS / levels
-        return x * kept.to(x.dtype).mul_(ctx.scale)
+        ctx.levels = levels
+        return _masked(x, kept, levels)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, None]:
         (kept,) = ctx.saved_tensors
-        return d_out * kept.to(d_out.dtype).mul_(ctx.scale), None
+        return _masked(d_out, kept, ctx.levels), None
 
 
 class Dropout(FairseqDropout):
