@@ -23,14 +23,16 @@ find_python() { # find_python: the name of a Python >= 3.10 that can make enviro
   return 1
 }
 
-use_venv() { # use_venv: activate .venv, made anew where it is missing, broken or of a checkout that has moved
+has_venv() { # has_venv: .venv is there, whole, and of this checkout
+  "$root/.venv/bin/pip" --version >/dev/null 2>&1
+}
+
+make_venv() { # make_venv: .venv, anew where it is missing, broken or of a checkout that has moved
   local python
-  if ! "$root/.venv/bin/pip" --version >/dev/null 2>&1; then
-    python=$(find_python) || fail "No Python >= 3.10 with the modules venv and ensurepip was found; please install" \
-      "Python 3.11 (Debian and Ubuntu: apt-get install python3.11 python3.11-venv python3.11-dev)."
-    run_logged /dev/null "making .venv with $("$python" --version)" "$python" -m venv --clear "$root/.venv"
-  fi
-  source "$root/.venv/bin/activate"
+  has_venv && return
+  python=$(find_python) || fail "No Python >= 3.10 with the modules venv and ensurepip was found; please install" \
+    "Python 3.11 (Debian and Ubuntu: apt-get install python3.11 python3.11-venv python3.11-dev)."
+  run_logged /dev/null "making .venv with $("$python" --version)" "$python" -m venv --clear "$root/.venv"
 }
 
 check_compiler() { # check_compiler: fairseq comes as source only
@@ -63,25 +65,32 @@ install_packages() { # install_packages [--constraint FILE]: everything setup.py
     "${pip[@]}" --no-build-isolation -e "${root}[dev]"
 }
 
+is_installed() { # is_installed PREFIX WANTED: the last installation in PREFIX came to its end, and was WANTED
+  [[ $(cat "$1/moec-fairseq.installed" 2>/dev/null) == "$2" ]]
+}
+
+install_once() { # install_once PREFIX WANTED [--constraint FILE]: install_packages unless that is done
+  is_installed "$1" "$2" && return
+  echo "Environment: $1"
+  install_packages "$1/moec-fairseq.log" "${@:3}"
+  echo "$2" >"$1/moec-fairseq.installed"
+}
+
 prepare() { # prepare [--active-env]
-  local stamp wanted options=()
+  local prefix wanted options=()
   if [[ ${1:-} == --active-env ]]; then
     command -v python >/dev/null || fail "--active-env was given, but there is no python on the PATH; please activate an environment."
     python -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
       fail "--active-env was given, but $(command -v python) is $(python --version 2>&1); Python >= 3.10 is needed."
   else
-    use_venv
+    has_venv || alone "$root/.venv.lock" make_venv
+    source "$root/.venv/bin/activate"
     python -c 'import sys; sys.exit(sys.version_info < (3, 11))' && options=(--constraint "$root/constraints.txt")
   fi
-  local prefix
   prefix=$(python -c 'import sys; print(sys.prefix)')
-  stamp=$prefix/moec-fairseq.installed
   wanted="$root $(python --version) $(cat "$root/setup.py" "$root/constraints.txt" | cksum)"
-  if [[ $(cat "$stamp" 2>/dev/null) != "$wanted" ]]; then
-    echo "Environment: $prefix"
-    install_packages "$prefix/moec-fairseq.log" ${options[@]+"${options[@]}"}
-    echo "$wanted" >"$stamp"
-  fi
+  is_installed "$prefix" "$wanted" ||
+    alone "$prefix/moec-fairseq.lock" install_once "$prefix" "$wanted" ${options[@]+"${options[@]}"}
 }
 
 physical_cores() { # physical_cores: how many this process may use; hyperthreads only get in each other's way

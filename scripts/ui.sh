@@ -41,6 +41,16 @@ run_logged() { # run_logged LOG WHAT COMMAND...: COMMAND's output goes to LOG, W
   printf '  %s: %s\n' "$what" "$(duration $((SECONDS - start)))"
 }
 
+alone() { # alone LOCK COMMAND...: run COMMAND while no other script does so with the file LOCK
+  exec 9>>"$1"
+  if command -v flock >/dev/null && ! flock --nonblock 9; then
+    echo "Another command prepares $(dirname "$1"); waiting for it ..."
+    flock 9 || true # a file system without locks
+  fi
+  "${@:2}"
+  exec 9>&-
+}
+
 ticker=""
 stop_ticker() { # stop_ticker: take the running clock off the screen
   [[ -n $ticker ]] || return 0
