@@ -10,7 +10,7 @@ from fairseq import utils
 from fairseq.models import register_model
 from fairseq.models.transformer import TransformerModelBase
 
-from moec_fairseq.compat import disable_fused_encoder
+from moec_fairseq.compat.steps import disable_fused_encoder
 from moec_fairseq.models.config import MoECTransformerConfig, add_options
 from moec_fairseq.models.dropout import use_cheap_masks
 from moec_fairseq.models.layers import LAYOUTS

@@ -18,7 +18,7 @@ import torch
 import moec_fairseq  # noqa: F401  (what checkpoints may hold)
 from moec_fairseq.checkpoint.loading import load_state
 from moec_fairseq.checkpoint.optimizer import BUFFER
-from moec_fairseq.compat import FUSED_WEIGHTS
+from moec_fairseq.compat.steps import FUSED_WEIGHTS
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,0 +1,41 @@
+"""Every workaround for fairseq and torch versions, each with its reason. Importing applies the global ones."""
+
+import atexit
+
+from fairseq import checkpoint_utils, utils
+from fairseq.data import data_utils
+from fairseq.nan_detector import NanDetector
+from fairseq.optim.fp16_optimizer import FP16Optimizer
+from fairseq.tasks import FairseqTask
+from fairseq.trainer import Trainer
+
+from moec_fairseq.compat.checkpoints import (
+    allow_fairseq_checkpoints,
+    keep_crashes_apart,
+    load_together,
+    save_together,
+    say_what_changed,
+)
+from moec_fairseq.compat.ranks import (
+    check_before_training,
+    clip_experts_too,
+    fail_as_one,
+    keep_expert_marks,
+    wait_for_gloo,
+    watch_batches,
+)
+from moec_fairseq.compat.steps import amp_on_cpu, keep_last_batch, look_for_nan_forward
+
+allow_fairseq_checkpoints()
+atexit.register(wait_for_gloo)
+Trainer.__init__ = check_before_training(Trainer.__init__)
+Trainer.train_step = fail_as_one(Trainer.train_step)
+NanDetector.__init__ = look_for_nan_forward(NanDetector.__init__)
+checkpoint_utils.save_checkpoint = save_together(checkpoint_utils.save_checkpoint)
+checkpoint_utils.load_checkpoint = load_together(checkpoint_utils.load_checkpoint)
+Trainer.load_checkpoint = say_what_changed(Trainer.load_checkpoint)
+Trainer.save_checkpoint = keep_crashes_apart(Trainer.save_checkpoint)
+FairseqTask.train_step = watch_batches(amp_on_cpu(FairseqTask.train_step))
+utils.clip_grad_norm_ = clip_experts_too(utils.clip_grad_norm_)
+FP16Optimizer.build_fp32_params = classmethod(keep_expert_marks(FP16Optimizer.build_fp32_params))
+data_utils.batch_by_size = keep_last_batch(data_utils.batch_by_size)
