@@ -14,7 +14,6 @@ from moec_fairseq.compat.checkpoints import (
     keep_crashes_apart,
     load_together,
     save_together,
-    say_what_changed,
 )
 from moec_fairseq.compat.ranks import (
     check_before_training,
@@ -24,6 +23,7 @@ from moec_fairseq.compat.ranks import (
     wait_for_gloo,
     watch_batches,
 )
+from moec_fairseq.compat.resuming import go_on_as_if_never_stopped, save_patience, say_what_changed
 from moec_fairseq.compat.steps import amp_on_cpu, keep_last_batch, look_for_nan_forward
 
 allow_fairseq_checkpoints()
@@ -32,9 +32,9 @@ Trainer.__init__ = check_before_training(Trainer.__init__)
 Trainer.train_step = fail_as_one(Trainer.train_step)
 NanDetector.__init__ = look_for_nan_forward(NanDetector.__init__)
 checkpoint_utils.save_checkpoint = save_together(checkpoint_utils.save_checkpoint)
-checkpoint_utils.load_checkpoint = load_together(checkpoint_utils.load_checkpoint)
+checkpoint_utils.load_checkpoint = go_on_as_if_never_stopped(load_together(checkpoint_utils.load_checkpoint))
 Trainer.load_checkpoint = say_what_changed(Trainer.load_checkpoint)
-Trainer.save_checkpoint = keep_crashes_apart(Trainer.save_checkpoint)
+Trainer.save_checkpoint = keep_crashes_apart(save_patience(Trainer.save_checkpoint))
 FairseqTask.train_step = watch_batches(amp_on_cpu(FairseqTask.train_step))
 utils.clip_grad_norm_ = clip_experts_too(utils.clip_grad_norm_)
 FP16Optimizer.build_fp32_params = classmethod(keep_expert_marks(FP16Optimizer.build_fp32_params))

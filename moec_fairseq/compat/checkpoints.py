@@ -1,7 +1,6 @@
 """Workarounds for checkpoints: safe loading, and files of several ranks that belong together."""
 
 import argparse
-import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import wraps
@@ -10,13 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf, open_dict
+from omegaconf import open_dict
 
-from moec_fairseq.checkpoint.changes import changes
-from moec_fairseq.checkpoint.loading import load_if_whole
 from moec_fairseq.checkpoint.together import check_one_update, finish_renaming, renamed_together
-
-logger = logging.getLogger(__name__)
 
 
 def allow_fairseq_checkpoints() -> None:
@@ -94,27 +89,3 @@ def keep_crashes_apart(save_checkpoint: Callable[..., None]) -> Callable[..., No
         save_checkpoint(trainer, filename, extra_state)
 
     return save
-
-
-def say_what_changed(load_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
-    """Warn when a training goes on with other settings than it began with.
-
-    Reason: fairseq goes on from whatever checkpoint lies in ``--save-dir``, without a word about the options that were
-    given this time; who tries one after the other gets a model that is half of this and half of that.
-    """
-
-    @wraps(load_checkpoint)
-    def load(trainer: Any, filename: str, reset_optimizer: bool = False, *args: Any, **kwargs: Any) -> Any:
-        if hasattr(trainer.task, "moec_model") and not reset_optimizer:
-            now = OmegaConf.to_container(trainer.cfg, resolve=True, enum_to_str=True)  # as fairseq saves it
-            saved = load_if_whole(Path(filename))
-            changed = changes(saved["cfg"], now) if saved else []
-            if changed:
-                logger.warning(
-                    "%s was trained with %s; for a model of its own give another --save-dir (checkpoint.save_dir).",
-                    filename,
-                    ", ".join(changed),
-                )
-        return load_checkpoint(trainer, filename, reset_optimizer, *args, **kwargs)
-
-    return load
