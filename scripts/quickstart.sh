@@ -181,23 +181,10 @@ followed() { # followed KIND TOTAL LOG WHAT COMMAND...: run a fairseq command wi
     fail "$what failed: $(last_words "$log") (the full log is $log)"
 }
 
-mend_checkpoints() { # mend_checkpoints DIR: drop half checkpoints, and put the newest whole one in their place
-  # fairseq writes a checkpoint safely, but then copies it in place: an interruption there leaves half a file.
-  local file newest
-  for file in "$1"/checkpoint*.pt; do
-    [[ ! -f $file ]] || python -c 'import sys, zipfile; sys.exit(not zipfile.is_zipfile(sys.argv[1]))' "$file" || rm "$file"
-  done
-  for file in "$1"/checkpoint_last.pt "$1"/checkpoint_best.pt; do
-    newest=$(find "$1" -maxdepth 1 -name 'checkpoint*.pt' -printf '%T@ %p\n' | sort -n | tail -n 1 | cut -d ' ' -f 2-)
-    [[ -f $file || -z $newest ]] || { cp "$newest" "$file.part" && mv "$file.part" "$file"; }
-  done
-}
-
 train() {
   local variant every=$(((max_update + 7) / 8)) never=1000000
   read -ra variant <<<"${variants[$model]}"
   echo "$max_update" >"$run/.updates"
-  mend_checkpoints "$run"
   # No thread that reads ahead (data buffer): still at work when the training ends, it can make fairseq abort.
   # Saved and validated eight times, not at every epoch: an interruption loses little, and an epoch of a short text is soon over.
   followed train "$max_update" "$run/train.log" "training" fairseq-train "$work/binary" \

@@ -1,4 +1,4 @@
-"""Files of several ranks that get their names together: a training that is killed has them all from one update.
+"""Checkpoints that get their names when they are whole; those of several ranks together, all of one update.
 
 Every rank writes NAME.pt.tmp; when all have, all rename. Who is killed between the renames of two ranks finds the rest
 complete under its temporary name, and gives it the right one before it goes on.
@@ -19,26 +19,34 @@ from moec_fairseq.checkpoint.loading import load_if_whole
 TEMPORARY = ".tmp"  # as fairseq adds it
 
 
-class _RenameTogether(PathManager):
-    """What fairseq uses to write checkpoints; waits for all ranks before a file gets its name."""
+class _CopyWhole(PathManager):
+    """What fairseq uses to write checkpoints; a copy gets its name when it is whole."""
+
+    @classmethod
+    def copy(cls, src_path: str, dst_path: str, overwrite: bool = False) -> bool:
+        # fairseq would write over the old file, and leave a torn one if it is killed
+        PathManager.copy(src_path, dst_path + TEMPORARY, overwrite=True)
+        cls.rename(dst_path + TEMPORARY, dst_path)
+        return True
+
+
+class _RenameTogether(_CopyWhole):
+    """Also waits for all ranks before a file gets its name."""
 
     @staticmethod
     def rename(src: str, dst: str) -> None:
         dist.barrier()
         PathManager.rename(src, dst)
 
-    @staticmethod
-    def copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
-        # fairseq would write over the old file, and leave a torn one if it is killed
-        PathManager.copy(src_path, dst_path + TEMPORARY, overwrite=True)
-        _RenameTogether.rename(dst_path + TEMPORARY, dst_path)
-        return True
-
 
 @contextmanager
-def renamed_together() -> Iterator[None]:
-    """Let the checkpoints that all ranks write in this context appear together."""
-    checkpoint_utils.PathManager = _RenameTogether
+def whole_files(on_every_rank: bool) -> Iterator[None]:
+    """Let fairseq replace a checkpoint, in this context, by one that is whole.
+
+    Args:
+        on_every_rank: all ranks write files of their own, which are to appear together.
+    """
+    checkpoint_utils.PathManager = _RenameTogether if on_every_rank else _CopyWhole
     try:
         yield
     finally:

@@ -13,7 +13,7 @@ from moec_fairseq.compat.checkpoints import (
     allow_fairseq_checkpoints,
     keep_crashes_apart,
     load_together,
-    save_together,
+    save_whole,
 )
 from moec_fairseq.compat.ranks import (
     check_before_training,
@@ -31,7 +31,7 @@ atexit.register(wait_for_gloo)
 Trainer.__init__ = check_before_training(Trainer.__init__)
 Trainer.train_step = fail_as_one(Trainer.train_step)
 NanDetector.__init__ = look_for_nan_forward(NanDetector.__init__)
-checkpoint_utils.save_checkpoint = save_together(checkpoint_utils.save_checkpoint)
+checkpoint_utils.save_checkpoint = save_whole(checkpoint_utils.save_checkpoint)
 checkpoint_utils.load_checkpoint = go_on_as_if_never_stopped(load_together(checkpoint_utils.load_checkpoint))
 Trainer.load_checkpoint = say_what_changed(Trainer.load_checkpoint)
 Trainer.save_checkpoint = keep_crashes_apart(save_patience(Trainer.save_checkpoint))

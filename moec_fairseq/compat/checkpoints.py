@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from omegaconf import open_dict
 
-from moec_fairseq.checkpoint.together import check_one_update, finish_renaming, renamed_together
+from moec_fairseq.checkpoint.together import check_one_update, finish_renaming, whole_files
 
 
 def allow_fairseq_checkpoints() -> None:
@@ -42,16 +41,17 @@ def save_on_every_rank(config: Any) -> None:
             config.checkpoint.checkpoint_suffix += suffix
 
 
-def save_together(save_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
-    """Let the files of all ranks get their names together.
+def save_whole(save_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a checkpoint take the place of the one before when it is whole, and on all ranks together.
 
-    Reason: each rank that saves experts renames its own when it is written; a training killed in between would go on
-    from two different updates, and hang at the end.
+    Reason: fairseq writes a file safely, but then copies it over ``checkpoint_last.pt`` in place: who is killed in
+    between has lost both. And each rank that saves experts renames its own when it is written; a training killed in
+    between would go on from two different updates, and hang at the end.
     """
 
     @wraps(save_checkpoint)
     def save(cfg: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
-        with renamed_together() if trainer.shares_experts else nullcontext():
+        with whole_files(on_every_rank=trainer.shares_experts):
             return save_checkpoint(cfg, trainer, *args, **kwargs)
 
     return save
@@ -60,7 +60,7 @@ def save_together(save_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
 def load_together(load_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
     """Make sure that all ranks go on from the same update.
 
-    Reason: fairseq loads what each rank finds; see ``save_together``.
+    Reason: fairseq loads what each rank finds; see ``save_whole``.
     """
 
     @wraps(load_checkpoint)

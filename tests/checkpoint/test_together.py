@@ -1,10 +1,12 @@
-"""A training that is killed while its ranks save."""
+"""A training that is killed while it saves, on one rank or several."""
 
 from pathlib import Path
 
 import pytest
 import torch
+from fairseq import checkpoint_utils
 
+from moec_fairseq.checkpoint.together import whole_files
 from tests.parallel.ranks import on_ranks
 
 
@@ -72,12 +74,8 @@ def test_files_of_different_updates_are_named_by_all(tmp_path):
 
 def write(rank: int, world_size: int, folder: Path) -> list[str]:
     """Write as fairseq does; return the files of this rank."""
-    from fairseq import checkpoint_utils
-
-    from moec_fairseq.checkpoint.together import renamed_together
-
     first, last = (str(folder / f"{name}-rank-{rank}.pt") for name in ("checkpoint_1_5", "checkpoint_last"))
-    with renamed_together():
+    with whole_files(on_every_rank=True):
         checkpoint_utils.torch_persistent_save({"x": rank}, first)
         Path(last).write_text("old")
         assert checkpoint_utils.PathManager.copy(first, last, overwrite=True)
@@ -88,3 +86,21 @@ def write(rank: int, world_size: int, folder: Path) -> list[str]:
 def test_writing(tmp_path):
     for rank, names in enumerate(on_ranks(2, write, tmp_path)):
         assert names == [f"checkpoint_1_5-rank-{rank}.pt", f"checkpoint_last-rank-{rank}.pt"]
+
+
+def test_who_is_killed_while_a_checkpoint_is_copied_keeps_the_old_one(tmp_path, monkeypatch):
+    first, last = tmp_path / "checkpoint1.pt", tmp_path / "checkpoint_last.pt"
+    first.write_text("new and long")
+    last.write_text("old")
+
+    def killed(source, target, *args, **kwargs):
+        Path(target).write_text("new and")
+        raise KeyboardInterrupt
+
+    with whole_files(on_every_rank=False):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("shutil.copyfile", killed)
+            checkpoint_utils.PathManager.copy(str(first), str(last), overwrite=True)
+        assert last.read_text() == "old"
+        checkpoint_utils.PathManager.copy(str(first), str(last), overwrite=True)
+    assert last.read_text() == "new and long" and sorted(tmp_path.iterdir()) == [first, last]

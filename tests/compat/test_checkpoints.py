@@ -1,11 +1,15 @@
 import argparse
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from fairseq import checkpoint_utils
+from fairseq.file_io import PathManager
 
 import moec_fairseq.compat  # noqa: F401  (importing it applies the workarounds)
+from moec_fairseq.compat.checkpoints import save_whole
 
 
 class Evil:
@@ -35,3 +39,11 @@ def test_safe_loader_still_refuses_code(tmp_path):
     with pytest.raises(pickle.UnpicklingError):
         torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert not (tmp_path / "ran").exists()
+
+
+def test_one_process_saves_whole_files_too():
+    used = []
+    save = save_whole(lambda cfg, trainer: used.append(checkpoint_utils.PathManager))
+    save(None, SimpleNamespace(shares_experts=False))
+    assert used[0].copy != PathManager.copy and used[0].rename == PathManager.rename
+    assert checkpoint_utils.PathManager is PathManager
