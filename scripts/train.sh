@@ -9,7 +9,7 @@
 #   --processes W  processes on this machine; default: one for each GPU, or 1
 #   --nodes M --node-rank K --master HOST:PORT
 #                  M machines start W processes each; rank 0 listens at HOST:PORT of machine 0
-#   --logs DIR     one log for each rank; default: logs
+#   --logs DIR     one log for each rank; default: logs/ and the name of CONFIG
 #   --patience S   seconds after which ranks give up waiting for lost ones; default: 1800
 #   --dry-run      show the commands and run nothing
 #   --active-env   use the environment that is active now instead of .venv in the checkout

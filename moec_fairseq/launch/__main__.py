@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from yaml import YAMLError
 
 from moec_fairseq.cli.named import find_yaml
-from moec_fairseq.launch.command import check_nothing_missing, rank_command
+from moec_fairseq.launch.command import check_data, check_nothing_missing, rank_command
 from moec_fairseq.launch.job import (
     Job,
     from_options,
@@ -34,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--node-rank", type=int, default=0, metavar="K", help="number of this machine, from 0")
     parser.add_argument("--master", metavar="HOST:PORT", help="where rank 0 listens; needed with --nodes")
     parser.add_argument(
-        "--logs", type=Path, default=Path("logs"), metavar="DIR", help="one log for each rank (default: logs)"
+        "--logs", type=Path, metavar="DIR", help="one log for each rank (default: logs/ and the name of CONFIG)"
     )
     parser.add_argument(
         "--patience",
@@ -98,17 +99,17 @@ def main() -> None:
         for command in commands.values():
             print(f"OMP_NUM_THREADS={threads} {shlex.join(command)}")
         return
-    print(
-        f"{job.world_size} process(es), ranks {', '.join(map(str, job.ranks))} here; logs in {options.logs}", flush=True
-    )
-    run(commands, options.logs, environment)
+    check_data(config, options.overrides)
+    logs = options.logs or Path("logs") / config.stem
+    print(f"{job.world_size} process(es), ranks {', '.join(map(str, job.ranks))} here; logs in {logs}", flush=True)
+    run(commands, logs, environment)
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OSError, YAMLError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
         print("Interrupted; all ranks were stopped. Start again to go on from the last checkpoint.", file=sys.stderr)

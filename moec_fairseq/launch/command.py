@@ -26,6 +26,22 @@ def check_nothing_missing(config: Path, overrides: Sequence[str]) -> None:
                 raise ValueError(f"{key} is missing, which {path} leaves to you; give {key}=VALUE.")
 
 
+def check_data(config: Path, overrides: Sequence[str]) -> None:
+    """Check that the folder of binary data is there.
+
+    Raises:
+        ValueError: it is not; says where it was expected.
+    """
+    given = [override.partition("=")[2] for override in overrides if override.lstrip("+").startswith("task.data=")]
+    data = [OmegaConf.select(OmegaConf.load(path), "task.data") for path in _with_defaults(config)]
+    wanted = [value for value in (*data, *given) if value is not None]
+    if wanted and not Path(first := wanted[-1].split(":")[0]).is_dir():  # fairseq takes several folders, with colons
+        raise ValueError(
+            f"task.data is {wanted[-1]}, but there is no folder {first}; make it with scripts/prepare_data.sh or "
+            "fairseq-preprocess, or give task.data=FOLDER."
+        )
+
+
 def _with_defaults(config: Path) -> Iterator[Path]:
     """Yield the file and those that its list of defaults (of hydra) names.
 

@@ -6,10 +6,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Thread
 from typing import IO
+
+from filelock import FileLock, Timeout
 
 from moec_fairseq.cli.logs import last_words
 
@@ -32,13 +35,32 @@ def ending(code: int) -> str:
     return f"failed with exit code {code}"
 
 
-def _copy(source: IO[bytes], log: IO[bytes], to_screen: bool) -> None:
+def _copy(source: IO[bytes], sinks: list[IO[bytes]]) -> None:
+    """Copy lines to all that can still be written to; a rank whose pipe nobody empties would wait for ever."""
     for line in source:
-        log.write(line)
-        log.flush()
-        if to_screen:
-            sys.stdout.buffer.write(line)
-            sys.stdout.buffer.flush()
+        for sink in list(sinks):
+            try:
+                sink.write(line)
+                sink.flush()
+            except OSError:  # the disk is full, the terminal has gone
+                sinks.remove(sink)
+
+
+@contextmanager
+def own_logs(paths: Iterable[Path]) -> Iterator[None]:
+    """Keep logs for this training.
+
+    Raises:
+        ValueError: another training is writing one of them.
+    """
+    with ExitStack() as stack:
+        try:
+            for path in paths:
+                stack.enter_context(FileLock(path.with_suffix(".lock"), timeout=0))
+        except Timeout as error:
+            log = Path(error.lock_file).with_suffix(".log")
+            raise ValueError(f"another training is writing {log}; give this one a --logs DIR of its own.") from None
+        yield
 
 
 def _signal(process: "subprocess.Popen[bytes]", number: int) -> None:
@@ -68,11 +90,19 @@ def run(
     """Run one command for each rank until all have ended; the lowest rank speaks on the screen, all write to ``logs``.
 
     Raises:
+        ValueError: another training writes the same logs.
         RuntimeError: a rank ended badly; names it and its last words. The others are ended, too.
         KeyboardInterrupt: after all have been ended.
     """
     logs.mkdir(parents=True, exist_ok=True)
     paths = {rank: logs / f"rank-{rank}.log" for rank in commands}
+    with own_logs(paths.values()):
+        _run(commands, paths, environment, patience)
+
+
+def _run(
+    commands: Mapping[int, Sequence[str]], paths: Mapping[int, Path], environment: Mapping[str, str], patience: float
+) -> None:
     # a log goes on where that of the run before ended
     starts = {rank: path.stat().st_size if path.exists() else 0 for rank, path in paths.items()}
     processes: dict[int, subprocess.Popen[bytes]] = {}
@@ -89,7 +119,8 @@ def run(
             )
             processes[rank] = process
             assert process.stdout is not None
-            copier = Thread(target=_copy, args=(process.stdout, paths[rank].open("ab"), rank == min(commands)))
+            screen = [sys.stdout.buffer] if rank == min(commands) else []
+            copier = Thread(target=_copy, args=(process.stdout, [paths[rank].open("ab"), *screen]))
             copier.start()
             copiers.append(copier)
         bad = _failures(processes)
@@ -105,7 +136,7 @@ def run(
         rank = culprit(bad, words)
         raise RuntimeError(
             f"Rank {rank} {ending(bad[rank])}: {words[rank]} (its log is {paths[rank]}); all were stopped. "
-            "The last checkpoint is whole; start again to go on from it."
+            "When that is mended, start again: training goes on from its last checkpoint, if there is one."
         )
 
 

@@ -2,13 +2,14 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 
 import pytest
 
 from moec_fairseq.cli.logs import last_words
-from moec_fairseq.launch.watch import culprit, run
+from moec_fairseq.launch.watch import culprit, own_logs, run
 
 WELL = "print('done')"
 SLEEP = "import time; time.sleep(60)"
@@ -60,6 +61,25 @@ def test_a_log_goes_on_where_the_last_run_ended(tmp_path):
     with pytest.raises(RuntimeError, match="exit code 3: today"):
         run({0: python("print('today'); raise SystemExit(3)")}, tmp_path, os.environ)
     assert (tmp_path / "rank-0.log").read_text() == "OldError: yesterday\ntoday\n"
+
+
+def test_a_screen_that_has_gone_holds_up_nobody(tmp_path):
+    much = "for n in range(20000): print('line', n)"  # more than a pipe holds
+    launcher = "import os; from pathlib import Path; from moec_fairseq.launch.watch import run; "
+    launcher += f"run({{0: {python(much)!r}}}, Path({str(tmp_path)!r}), os.environ)"
+    with subprocess.Popen(python(launcher), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        process.stdout.close()
+        process.wait(timeout=60)
+    assert (tmp_path / "rank-0.log").read_text().splitlines()[-1] == "line 19999"
+
+
+def test_two_trainings_do_not_share_their_logs(tmp_path):
+    with own_logs([tmp_path / "rank-1.log"]):
+        with pytest.raises(ValueError, match=r"another training is writing .*rank-1\.log; give this one a --logs DIR"):
+            run({0: python(WELL), 1: python(WELL)}, tmp_path, os.environ)
+        run({0: python(WELL)}, tmp_path, os.environ)
+    run({0: python(WELL), 1: python(WELL)}, tmp_path, os.environ)
+    assert (tmp_path / "rank-0.log").read_text() == "done\ndone\n"
 
 
 def test_children_of_a_rank_end_too(tmp_path):

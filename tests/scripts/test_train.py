@@ -66,9 +66,16 @@ def test_dry_run_as_a_task_of_slurm(tmp_path):
         (["moec_transformer", "word"], "word is no override; give KEY=VALUE"),
         (["moec_transformer", "--patience", "0"], "--patience is 0, but must be 1 second or more"),
         (["moec_transformer"], "task.data is missing"),
+        (
+            ["moec_transformer", "task.data=nowhere:else"],
+            "task.data is nowhere:else, but there is no folder nowhere; make",
+        ),
+        (["multi30k_en_de_moec"], "is multi30k_en_de-en-de/binary, but there is no folder multi30k_en_de-en-de/binary"),
+        (["broken.yaml"], "broken.yaml"),
     ],
 )
 def test_bad_input_ends_in_one_sentence(tmp_path, arguments, sentence):
+    (tmp_path / "broken.yaml").write_text("task: {data: [}")
     done = train(*arguments, cwd=tmp_path)
     assert done.returncode == 1
     assert sentence in done.stderr.strip().splitlines()[-1] and "Traceback" not in done.stderr
@@ -117,7 +124,7 @@ def test_a_machine_that_never_comes(tmp_path, reversal_data):
 def test_a_rank_that_hangs_and_a_launcher_that_dies(tmp_path, reversal_data):
     endless = [*(s for s in SMALL if "max_update" not in s), "optimization.max_update=100000", "common.log_interval=1"]
     run = ("moec_transformer", f"task.data={reversal_data}", *endless, "--processes", 2)
-    log = tmp_path / "logs" / "rank-0.log"
+    log = tmp_path / "logs" / "moec_transformer" / "rank-0.log"
 
     def trains() -> bool:
         return log.exists() and "num_updates=5," in log.read_text().replace('"', "").replace(": ", "=")
@@ -158,4 +165,4 @@ def test_two_machines_started_by_torchrun_train_one_model(tmp_path, reversal_dat
         assert agent.returncode == 0, output[-3000:]
     saved = sorted(path.name for path in (tmp_path / "saved").glob("checkpoint_last*"))
     assert saved == ["checkpoint_last-rank-0.pt", "checkpoint_last-rank-1.pt"]
-    assert "num_updates 4" in (tmp_path / "logs" / "rank-0.log").read_text()
+    assert "num_updates 4" in (tmp_path / "logs" / "moec_transformer" / "rank-0.log").read_text()
