@@ -2,16 +2,21 @@
 
 import hashlib
 import http.client
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 from tqdm import tqdm
 
+from moec_fairseq.cli.command import NO_SPACE
+from moec_fairseq.cli.locks import alone_with
 from moec_fairseq.prepare.recipe import Archive
 
 BLOCK = 1 << 20
-TRIES = 5  # in a row that bring nothing new
+TRIES = 6  # in a row that bring nothing new
+PAUSE = 1.0  # seconds before the second of them; doubled before each further one
+PASSING = (429, 500, 502, 503, 504)  # answers of a server that may be another one soon
 TIMEOUT = 60.0  # seconds without a byte
 
 
@@ -22,15 +27,17 @@ def download(archive: Archive, raw: Path) -> Path:
         ValueError: it cannot be downloaded, or is not what the recipe says.
     """
     path = raw / archive.file_name
-    if not path.is_file():
-        raw.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.part")
-        _download(archive, part)
-        _check(archive, part, f"start again, which downloads it anew from {archive.url}", remove=True)
-        part.replace(path)
-        _etag_path(part).unlink(missing_ok=True)
-    else:
+    if path.is_file():
         _check(archive, path, f"remove it and start again, which downloads it from {archive.url}")
+        return path
+    raw.mkdir(parents=True, exist_ok=True)
+    with alone_with(path):  # recipes share archives
+        if not path.is_file():
+            part = path.with_name(f"{path.name}.part")
+            _download(archive, part)
+            _check(archive, part, f"start again, which downloads it anew from {archive.url}", remove=True)
+            part.replace(path)
+            _etag_path(part).unlink(missing_ok=True)
     return path
 
 
@@ -41,28 +48,38 @@ def _etag_path(part: Path) -> Path:
 def _download(archive: Archive, part: Path) -> None:
     failures = 0
     while True:
-        before = part.stat().st_size if part.exists() else 0
+        before = _size(part)
         try:
             _go_on(archive, part)
             return
         except urllib.error.HTTPError as error:
-            raise ValueError(
-                f"{archive.url} cannot be downloaded: the server says {error.code} {error.reason}; put the file "
-                f"into --raw-dir as {archive.file_name} if you have it"
-            ) from error
-        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
-            failures = failures + 1 if (part.stat().st_size if part.exists() else 0) == before else 0
-            if failures >= TRIES:
-                reason = getattr(error, "reason", None) or error or type(error).__name__
+            if error.code not in PASSING:
                 raise ValueError(
-                    f"{archive.url} cannot be downloaded ({reason}); check the network and start again: what has come "
-                    f"is kept, or put the file into --raw-dir as {archive.file_name}"
+                    f"{archive.url} cannot be downloaded: the server says {error.code} {error.reason}; put the file "
+                    f"into --raw-dir as {archive.file_name} if you have it"
                 ) from error
+            trouble: Exception = error
+        except (OSError, http.client.HTTPException) as error:
+            if isinstance(error, OSError) and (error.errno in NO_SPACE or error.filename is not None):
+                raise  # of this machine's disk
+            trouble = error
+        failures = failures + 1 if _size(part) == before else 0
+        if failures >= TRIES:
+            reason = getattr(trouble, "reason", None) or trouble or type(trouble).__name__
+            raise ValueError(
+                f"{archive.url} cannot be downloaded ({reason}); check the network and start again: what has come "
+                f"is kept, or put the file into --raw-dir as {archive.file_name}"
+            ) from trouble
+        time.sleep(PAUSE * 2**failures)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _go_on(archive: Archive, part: Path) -> None:
     """Download what is missing of ``part``."""
-    have = part.stat().st_size if part.exists() else 0
+    have = _size(part)
     etag = _etag_path(part)
     request = urllib.request.Request(archive.url, headers={"Accept-Encoding": "identity"})
     if have and etag.exists():
@@ -71,9 +88,12 @@ def _go_on(archive: Archive, part: Path) -> None:
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # there is nothing beyond what we have
+        if error.code != 416:
+            raise
+        if error.headers.get("Content-Range") in (None, f"bytes */{have}"):  # there is nothing beyond what we have
             return
-        raise
+        part.unlink()
+        raise ConnectionError(f"the server has fewer than the {have} bytes that were kept") from error
     with response:
         if response.status != 206:
             have = 0
@@ -91,8 +111,8 @@ def _go_on(archive: Archive, part: Path) -> None:
             while block := response.read(BLOCK):
                 file.write(block)
                 bar.update(len(block))
-        if total is not None and part.stat().st_size < total:
-            raise ConnectionError(f"the connection ended after {part.stat().st_size} of {total} bytes")
+        if total is not None and _size(part) != total:
+            raise ConnectionError(f"the connection ended after {_size(part)} of {total} bytes")
 
 
 def _check(archive: Archive, path: Path, way_out: str, remove: bool = False) -> None:

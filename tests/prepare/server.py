@@ -13,11 +13,13 @@ class Server:
         url: of the folder.
         requests: (path, Range header) of each.
         break_after: for each path, after how many bytes the next answers end too early.
+        busy: for each path, the errors that come before any answer, last first.
     """
 
     def __init__(self, folder: Path) -> None:
         self.requests: list[tuple[str, str | None]] = []
         self.break_after: dict[str, list[int]] = {}
+        self.busy: dict[str, list[int]] = {}
         self.version = "1"
         server = self
 
@@ -25,6 +27,9 @@ class Server:
             def do_GET(self) -> None:
                 asked = self.headers.get("Range")
                 server.requests.append((self.path, asked))
+                if server.busy.get(self.path):
+                    self.send_error(server.busy[self.path].pop())
+                    return
                 path = folder / self.path.lstrip("/")
                 if not path.is_file():
                     self.send_error(404)
@@ -35,7 +40,10 @@ class Server:
                 if asked and self.headers.get("If-Range") in (None, etag):
                     start = int(asked.removeprefix("bytes=").removesuffix("-"))
                     if start >= len(content):
-                        self.send_error(416)
+                        self.send_response(416)
+                        self.send_header("Content-Range", f"bytes */{len(content)}")
+                        self.send_header("Content-Length", "0")
+                        self.end_headers()
                         return
                 self.send_response(206 if start else 200)
                 self.send_header("Content-Length", str(len(content) - start))

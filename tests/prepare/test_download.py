@@ -1,4 +1,6 @@
+import errno
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -15,6 +17,11 @@ def web(tmp_path, server):
     return server
 
 
+@pytest.fixture(autouse=True)
+def without_pauses(monkeypatch):
+    monkeypatch.setattr(module, "PAUSE", 0.0)
+
+
 def archive(server, **known):
     return Archive("a", f"{server.url}/a.tgz", "none", **known)
 
@@ -28,7 +35,7 @@ def test_a_file_comes_once(tmp_path, web):
     for _ in range(2):
         assert download(archive(web, **known), tmp_path / "raw").read_bytes() == CONTENT
     assert len(web.requests) == 1
-    assert [path.name for path in (tmp_path / "raw").iterdir()] == ["a.tgz"]
+    assert [path.name for path in (tmp_path / "raw").glob("[!.]*")] == ["a.tgz"]
 
 
 def test_a_broken_connection_goes_on_where_it_was(tmp_path, web):
@@ -69,6 +76,44 @@ def test_a_wrong_file_does_not_stay(tmp_path, web, known, message):
     with pytest.raises(ValueError, match=message):
         download(archive(web, **known), tmp_path / "raw")
     assert not any(path.suffix in (".tgz", ".part") for path in (tmp_path / "raw").iterdir())
+
+
+def test_what_is_longer_than_the_file_is_dropped(tmp_path, web):
+    (tmp_path / "a.tgz.part").write_bytes(CONTENT + b"of another file")
+    (tmp_path / "a.tgz.part.etag").write_text('"1"')
+    assert download(archive(web), tmp_path).read_bytes() == CONTENT
+
+
+def test_what_has_come_whole_is_not_downloaded_again(tmp_path, web):
+    (tmp_path / "a.tgz.part").write_bytes(CONTENT)
+    (tmp_path / "a.tgz.part.etag").write_text('"1"')
+    assert download(archive(web), tmp_path).read_bytes() == CONTENT
+    assert web.requests == [("/a.tgz", f"bytes={len(CONTENT)}-")]
+
+
+def test_two_recipes_that_want_the_same_file_get_it_once(tmp_path, web):
+    web.break_after["/a.tgz"] = [1000] * 9
+    with ThreadPoolExecutor() as pool:
+        paths = list(pool.map(lambda _: download(archive(web), tmp_path), range(4)))
+    assert {path.read_bytes() for path in paths} == {CONTENT}
+    assert len(web.requests) == 10
+
+
+@pytest.mark.parametrize("error", [429, 503])
+def test_a_busy_server_is_asked_again(tmp_path, web, error):
+    web.busy["/a.tgz"] = [error, error]
+    assert download(archive(web), tmp_path).read_bytes() == CONTENT
+
+
+def test_a_full_disk_is_no_trouble_of_the_network(tmp_path, web, monkeypatch):
+    monkeypatch.setattr(module.tqdm, "update", full)
+    with pytest.raises(OSError, match="No space left"):
+        download(archive(web), tmp_path)
+    assert len(web.requests) == 1
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_wrong_file_of_the_user_stays(tmp_path, web):
