@@ -1,6 +1,7 @@
 """Runs fairseq's commands with the Python of this process."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -28,7 +29,8 @@ def run_fairseq(name: str, *arguments: object, log: Path, read: Reader = _copy) 
     Raises:
         ValueError: it failed; says why.
     """
-    command = [sys.executable, "-m", f"fairseq_cli.{name}", *map(str, arguments)]
+    module = f"fairseq_cli.{name}"
+    command = [sys.executable, "-m", "moec_fairseq.cli.child", str(os.getpid()), module, *map(str, arguments)]
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore", "PYTHONUTF8": "1"}
     with (
         log.open("w", encoding="utf-8") as file,
@@ -39,9 +41,14 @@ def run_fairseq(name: str, *arguments: object, log: Path, read: Reader = _copy) 
             env=environment,
             encoding="utf-8",
             errors="replace",
+            start_new_session=True,
         ) as process,
     ):
         assert process.stdout is not None
-        read(process.stdout, file)
+        try:
+            read(process.stdout, file)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)  # with the workers of its own
+            raise
     if process.returncode != 0:
         raise ValueError(f"fairseq-{name} failed: {last_words(log)} (its log is {log})")

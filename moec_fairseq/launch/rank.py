@@ -5,30 +5,19 @@ Usage: python -m moec_fairseq.launch.rank SECONDS ARGUMENTS OF fairseq-hydra-tra
 
 import os
 import sys
-import threading
-import time
 from datetime import timedelta
 from functools import partial
 
 import torch.distributed as dist
 from fairseq_cli import hydra_train
 
+from moec_fairseq.cli.child import end_with
+
 
 def wait_at_most(seconds: float) -> None:
     """Let every later process group give up after that time; torch's own limit is 10 or 30 minutes."""
     for name in ("init_process_group", "new_group"):
         setattr(dist, name, partial(getattr(dist, name), timeout=timedelta(seconds=seconds)))
-
-
-def end_with(parent: int, poll: float = 1.0) -> None:
-    """End this process soon after its parent has gone, killed in a way that left no time to end others."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(poll)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Work on chunks of a stream in several processes, results in order, memory bounded."""
 
+import os
 import signal
 import sys
 from collections import deque
@@ -8,6 +9,8 @@ from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExec
 from itertools import islice
 from multiprocessing import get_context
 from typing import TypeVar
+
+from moec_fairseq.cli.child import end_with
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -38,10 +41,16 @@ def in_order(pool: Executor, function: Callable[[Item], Result], items: Iterable
         raise ValueError("a worker was killed, probably because the memory ran out; give fewer --workers") from error
 
 
+def _begin(parent: int) -> None:
+    """Leave Ctrl-C to the parent, and end when it has gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    end_with(parent)
+
+
 def processes(workers: int) -> ProcessPoolExecutor:
     """Return workers that are there already: forked while this process has one thread, they need not import torch."""
     context = get_context("fork" if sys.platform == "linux" else "spawn")
-    # Ctrl-C is for this process alone
-    pool = ProcessPoolExecutor(workers, context, signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    pool = ProcessPoolExecutor(workers, context, _begin, (os.getpid(),))
     pool.submit(int)
     return pool

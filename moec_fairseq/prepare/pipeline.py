@@ -1,5 +1,6 @@
 """The steps from a recipe to the binary data of fairseq."""
 
+import os
 import shutil
 from collections import Counter
 from dataclasses import asdict
@@ -8,6 +9,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from moec_fairseq.cli.fairseq import run_fairseq
+from moec_fairseq.cli.locks import alone_with
 from moec_fairseq.cli.named import find_yaml
 from moec_fairseq.cli.stages import Stages
 from moec_fairseq.corpus.output import complete_files, parallel_paths
@@ -67,7 +69,7 @@ def prepare(
     out.mkdir(parents=True, exist_ok=True)
     limits = Limits(max_length=max_length, max_ratio=max_ratio)
     stages = Stages(out)
-    with processes(workers) as pool:
+    with processes(workers) as pool, alone_with(out):
 
         def texts() -> dict[str, int]:
             archives = {name: download(archive, raw) for name, archive in corpus.archives.items()}
@@ -96,11 +98,11 @@ def prepare(
                 [path for use in USES for path in parallel_paths(out / "pieces", use, *languages)],
             )
         )
-    with complete_files([out / "cleaning.md"]) as (file,):
-        file.write(table(counts) + "\n")
-    print(table(counts))
-    stages.do("binary", None, lambda: _preprocess(out, *languages, workers), [out / "binary"])
-    print(f"{out}: binary/ for fairseq, text/ and pieces/ with the sentences, spm.model, cleaning.md")
+        with complete_files([out / "cleaning.md"]) as (file,):
+            file.write(table(counts) + "\n")
+        print(table(counts))
+        stages.do("binary", None, lambda: _preprocess(out, *languages, workers), [out / "binary"])
+        print(f"{out}: binary/ for fairseq, text/ and pieces/ with the sentences, spm.model, cleaning.md")
 
 
 def table(counts: Counter[str]) -> str:
@@ -128,8 +130,9 @@ def _places(corpus: Recipe, archives: dict[str, Path], out: Path) -> list[dict[s
 
 def _preprocess(out: Path, source: str, target: str, workers: int) -> None:
     """Number the pieces with fairseq-preprocess."""
-    binary, part, log = out / "binary", out / ".binary.part", out / "preprocess.log"
-    for folder in (binary, part):
+    # of this process: one that was killed may have left a fairseq-preprocess that is just ending
+    binary, part, log = out / "binary", out / f".binary-{os.getpid()}.part", out / "preprocess.log"
+    for folder in (binary, *out.glob(".binary*.part")):
         shutil.rmtree(folder, ignore_errors=True)
     run_fairseq(
         "preprocess", "--source-lang", source, "--target-lang", target, "--joined-dictionary", "--destdir", part,

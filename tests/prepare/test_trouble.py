@@ -6,6 +6,9 @@ import resource
 import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -38,6 +41,35 @@ def kill_in(step, command):
     os.killpg(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     process.stdout.close()
+
+
+def told_to_end_in(step, command):
+    """Ask the command to end, as `kill` does, in the moment in which it begins a step; return what it said."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if line == f"{step} ...\n":
+                break
+        time.sleep(1)
+        process.terminate()
+        _, said = process.communicate(timeout=60)
+    return process.returncode, said.splitlines()[-1]
+
+
+def still_running(folder):
+    """Return the commands of processes that have to do with a folder."""
+    commands = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has just ended
+            commands.append(path.read_text())
+    return [command for command in commands if str(folder) in command]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+def test_told_to_end_it_leaves_nothing_running(command, tmp_path):
+    for step in ("pieces-model", "binary"):
+        assert told_to_end_in(step, command("ended")) == (130, "Interrupted. The same command goes on where it was.")
+        assert still_running(tmp_path / "ended") == []
+    assert not (tmp_path / "ended" / "binary").exists()
 
 
 def files(folder):
