@@ -3,6 +3,7 @@
 import html
 import tarfile
 from dataclasses import dataclass
+from hashlib import sha256
 from http.client import HTTPException
 from pathlib import Path
 
@@ -45,9 +46,16 @@ class Wanted:
             raise ValueError("--references belong to --input; other sets have their own")
 
     @property
+    def is_of_data(self) -> bool:
+        """Return whether they are a part of the data of the model."""
+        return not (self.test_set or self.text)
+
+    @property
     def name(self) -> str:
-        """Return what to call them in the names of folders."""
-        return self.test_set or (self.text.stem if self.text else self.subset)
+        """Return what to call them in the names of folders; texts of one name in two places differ."""
+        if self.text:
+            return f"{self.text.stem}_{sha256(str(self.text.resolve()).encode()).hexdigest()[:8]}"
+        return self.test_set or self.subset
 
 
 def choose(data: DataOfModel, wanted: Wanted) -> EvaluationSet:
@@ -65,8 +73,7 @@ def choose(data: DataOfModel, wanted: Wanted) -> EvaluationSet:
     subset = wanted.subset
     if data.prepared:
         return from_prepared(data.prepared, subset, data.source, data.target)
-    name = f"{data.binary.resolve().name}/{subset}"
-    return BinarySet(name, data.binary, subset, wanted.segmentation or data.segmentation())
+    return BinarySet(f"{data.name}/{subset}", data.binary, subset, wanted.segmentation or data.segmentation())
 
 
 def from_sacrebleu(name: str, source: str, target: str) -> TextSet:

@@ -37,6 +37,11 @@ class DataOfModel:
         for language in (self.source, self.target):
             self._check_dictionary(language, facts)
 
+    @property
+    def name(self) -> str:
+        """Return the name of the folder."""
+        return (self.prepared or self.binary).resolve().name
+
     def _only_pair(self) -> tuple[str, str]:
         """Return the languages in the names of the binary files, as fairseq does where it was not told."""
         names = [path.name.split(".") for path in self.binary.glob("*.*-*.*.idx")]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moec_fairseq.checkpoint.average import average as write_average
+from moec_fairseq.cli.locks import alone_with
 from moec_fairseq.cli.stages import Stages
 from moec_fairseq.corpus.metrics import COMPOUND_SPLIT, Metrics, Score, compound_split_bleu, metrics, score
 from moec_fairseq.corpus.output import write_json
@@ -86,7 +87,8 @@ def evaluate(
     out.mkdir(parents=True, exist_ok=True)
     model = out / "model.pt"
     average_step = partial(write_average, selection.paths, model, merge=True)
-    Stages(out).do("model", fingerprint, average_step, [model])
+    with alone_with(out):
+        Stages(out).do("model", fingerprint, average_step, [model])
     facts = model_facts(model)
     place = DataOfModel(data, facts)
     kinds = metrics(place.target, tokenized)
@@ -94,41 +96,50 @@ def evaluate(
     if isinstance(chosen, TextSet):
         check_lengths({chosen.name: chosen.source} | other)
 
-    lenpen = f"-lenpen{search.lenpen:g}" if search.lenpen != 1 else ""
-    folder = out / (re.sub(r"\W+", "_", wanted.name) + f"-beam{search.beam}{lenpen}")
-    done = translated(chosen, model, fingerprint, facts, place, search, folder)
-    known, hypotheses = done.known, done.hypotheses
-    if not known.references:
-        print(f"{folder}: {len(hypotheses)} translations in translations.txt; without --references there are no scores")
-        return
-    check_lengths({"the references": known.references[0], "the translations": hypotheses} | other)
+    folder = out / _folder_name(wanted, place, facts, search)
+    folder.mkdir(exist_ok=True)
+    with alone_with(folder):
+        done = translated(chosen, model, fingerprint, facts, place, search, folder)
+        known, hypotheses = done.known, done.hypotheses
+        if not known.references:
+            print(f"{folder}: {len(hypotheses)} translations in translations.txt; no scores without --references")
+            return
+        check_lengths({"the references": known.references[0], "the translations": hypotheses} | other)
 
-    scores = score(hypotheses, known.references, kinds)
-    scores[COMPOUND_SPLIT] = compound_split_bleu(hypotheses, known.references, place.target, tokenized)
-    scores |= _score_of_fairseq(folder / "generate.log")
-    row = {
-        "system": report.name or selection.system,
-        "set": known.name,
-        "model": _signature(facts, len(selection.paths), search),
-        "version": done.version,
-    }
-    show_samples({"source": known.source, "reference": known.references[0], "translation": hypotheses}, report.samples)
-    print(score_table(scores))
-    print(
-        f"\n{row['system']} on {len(hypotheses)} sentences of {known.name}\n{row['model']}|moec_fairseq:{done.version}"
-    )
-    result = row | {
-        "sentences": len(hypotheses),
-        "checkpoints": [str(path) for path in selection.paths],
-        "scores": {key: asdict(value) for key, value in scores.items()},
-        "against": _compare(hypotheses, other, known, kinds, row["system"]),
-    }
-    write_json(folder / "scores.json", result)
-    if report.table:
-        values = {key: f"{value.value:.2f}" for key, value in scores.items()}
-        add_row(report.table, row | values | {"BLEU's signature": scores["BLEU"].signature})
-        print(f"a row in {report.table} and {report.table.with_suffix('.md')}")
-    print(f"{folder}: translations.txt, source.txt, references*.txt, scores.json, generate.log")
+        scores = score(hypotheses, known.references, kinds)
+        scores[COMPOUND_SPLIT] = compound_split_bleu(hypotheses, known.references, place.target, tokenized)
+        scores |= _score_of_fairseq(folder / "generate.log")
+        row = {
+            "system": report.name or selection.system,
+            "set": known.name,
+            "model": _signature(facts, len(selection.paths), search),
+            "version": done.version,
+        }
+        show_samples(
+            {"source": known.source, "reference": known.references[0], "translation": hypotheses}, report.samples
+        )
+        print(score_table(scores))
+        print(f"\n{row['system']} on {len(hypotheses)} sentences of {known.name}")
+        print(f"{row['model']}|moec_fairseq:{done.version}")
+        result = row | {
+            "sentences": len(hypotheses),
+            "checkpoints": [str(path) for path in selection.paths],
+            "scores": {key: asdict(value) for key, value in scores.items()},
+            "against": _compare(hypotheses, other, known, kinds, row["system"]),
+        }
+        write_json(folder / "scores.json", result)
+        if report.table:
+            values = {key: f"{value.value:.2f}" for key, value in scores.items()}
+            add_row(report.table, row | values | {"BLEU's signature": scores["BLEU"].signature})
+            print(f"a row in {report.table} and {report.table.with_suffix('.md')}")
+        print(f"{folder}: translations.txt, source.txt, references*.txt, scores.json, generate.log")
+
+
+def _folder_name(wanted: Wanted, place: DataOfModel, facts: ModelFacts, search: Search) -> str:
+    """Return a name that no other sentences, data or search have."""
+    other_data = wanted.is_of_data and place.binary.resolve() != facts.data.resolve()
+    name = re.sub(r"\W+", "_", f"{place.name}_{wanted.name}" if other_data else wanted.name)
+    return f"{name}-beam{search.beam}" + (f"-lenpen{search.lenpen:g}" if search.lenpen != 1 else "")
 
 
 def _score_of_fairseq(log: Path) -> dict[str, Score]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from moec_fairseq.cli.locks import alone_with
 from moec_fairseq.corpus.metrics import Score
 from moec_fairseq.corpus.output import complete_files
 from moec_fairseq.evaluate.significance import Comparison
@@ -65,14 +66,15 @@ def add_row(table: Path, row: Mapping[str, str]) -> None:
     Raises:
         ValueError: the file is no table of results.
     """
-    rows = read_table(table)
-    identity = [row[key] for key in KEYS]
-    place = next((n for n, old in enumerate(rows) if [old[key] for key in KEYS] == identity), len(rows))
-    rows[place : place + 1] = [dict(row)]
-    columns = list(dict.fromkeys(column for old in rows for column in old))
-    with complete_files([table, table.with_suffix(".md")]) as (text, markdown):
-        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        cells = [[old.get(column, "").replace("|", "\\|") for column in columns] for old in rows]
-        markdown.write(tabulate(cells, headers=columns, tablefmt="github", disable_numparse=True) + "\n")
+    with alone_with(table):
+        rows = read_table(table)
+        identity = [row[key] for key in KEYS]
+        place = next((n for n, old in enumerate(rows) if [old[key] for key in KEYS] == identity), len(rows))
+        rows[place : place + 1] = [dict(row)]
+        columns = list(dict.fromkeys(column for old in rows for column in old))
+        with complete_files([table, table.with_suffix(".md")]) as (text, markdown):
+            writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+            cells = [[old.get(column, "").replace("|", "\\|") for column in columns] for old in rows]
+            markdown.write(tabulate(cells, headers=columns, tablefmt="github", disable_numparse=True) + "\n")

@@ -10,6 +10,7 @@ from typing import TextIO
 import sentencepiece
 import torch
 from fairseq.data import data_utils
+from torch import Tensor
 
 import moec_fairseq
 from moec_fairseq.cli.fairseq import run_fairseq
@@ -77,6 +78,23 @@ def binarise(sentences: Sequence[str], model: Path, data: Path, source: str, tar
     return Numbered(binary, "test", "sentencepiece")
 
 
+def dataset(data: Numbered, source: str, target: str) -> Sequence[Tensor]:
+    """Return the pieces of each sentence to translate; as for fairseq, the data may be named in the other direction.
+
+    Raises:
+        ValueError: the data have no such part.
+    """
+    for pair in (f"{source}-{target}", f"{target}-{source}"):
+        found: Sequence[Tensor] | None = data_utils.load_indexed_dataset(
+            str(data.binary / f"{data.subset}.{pair}.{source}")
+        )
+        if found is not None:
+            return found
+    raise ValueError(
+        f"{data.binary} has no {data.subset} for {source} to {target}; give --subset or --data that has it"
+    )
+
+
 def generate(
     model: Path, data: Numbered, source: str, target: str, cut_source_at: int | None, search: Search, log: Path
 ) -> None:
@@ -94,11 +112,7 @@ def generate(
     Raises:
         ValueError: it failed; says why.
     """
-    sentences = data_utils.load_indexed_dataset(str(data.binary / f"{data.subset}.{source}-{target}.{source}"))
-    if sentences is None:
-        raise ValueError(
-            f"{data.binary} has no {data.subset} for {source} to {target}; give --subset or --data that has it"
-        )
+    sentences = dataset(data, source, target)
 
     def show(lines: Iterable[str], file: TextIO) -> None:
         follow(lines, "generate", len(sentences), file, sys.stdout)

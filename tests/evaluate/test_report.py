@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 
 from moec_fairseq.corpus.metrics import Score
@@ -19,6 +22,22 @@ def test_a_row_takes_the_place_of_its_older_self(tmp_path):
     assert [found["TER"] for found in read_table(table)] == ["", "50.00", "", ""]
     markdown = (tmp_path / "results.md").read_text().splitlines()
     assert len(markdown) == 6 and r"seed:1\|beam:5" in markdown[3]
+
+
+ADD = """
+import sys
+from pathlib import Path
+from moec_fairseq.evaluate.report import add_row
+for n in range(20):
+    add_row(Path(sys.argv[1]), {"system": sys.argv[2], "set": str(n), "model": "x", "BLEU": "1"})
+"""
+
+
+def test_two_commands_fill_one_table(tmp_path):
+    table = tmp_path / "results.csv"
+    both = [subprocess.Popen([sys.executable, "-c", ADD, table, name]) for name in ("dense", "moec")]
+    assert [process.wait(timeout=60) for process in both] == [0, 0]
+    assert len(read_table(table)) == 40
 
 
 @pytest.mark.parametrize("content", ["a,b\n1,2\n", "a,b\n", "system,set,model\n1,2,3,4\n"])

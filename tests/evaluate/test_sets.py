@@ -3,7 +3,7 @@ import urllib.error
 import pytest
 from sacrebleu.dataset import DATASETS
 
-from moec_fairseq.evaluate.choose import from_files, from_prepared, from_sacrebleu
+from moec_fairseq.evaluate.choose import Wanted, from_files, from_prepared, from_sacrebleu
 from moec_fairseq.evaluate.sets import check_lengths
 
 
@@ -36,6 +36,16 @@ def test_no_network(tmp_path, monkeypatch):
     monkeypatch.setattr("urllib.request.urlopen", refused)
     with pytest.raises(ValueError, match=r"cannot get the test set wmt14/full \(refused\); check the network, or give"):
         from_sacrebleu("wmt14/full", "en", "de")
+
+
+def test_what_sets_are_called_in_the_names_of_folders(tmp_path):
+    def name(subset="test", test_set=None, text=None):
+        return Wanted(subset, test_set, text, [], None).name
+
+    texts = [tmp_path / place / "test.en" for place in ("a", "b")]
+    names = {name(), name("valid"), name(test_set="wmt14/full"), *(name(text=text) for text in texts)}
+    assert len(names) == 5 and {"test", "valid", "wmt14/full"} <= names
+    assert name(text=texts[0]) == name(text=tmp_path / "b" / ".." / "a" / "test.en") and name(text=texts[0]) in names
 
 
 def test_text_of_the_user(tmp_path):
