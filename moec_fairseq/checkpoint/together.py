@@ -91,7 +91,8 @@ def check_one_update(path: Path) -> None:
         )
         raise ValueError(
             f"the files to go on from are not of one checkpoint: {have}; give --restore-file with the name of another "
-            "checkpoint, or remove these to start anew."
+            "checkpoint, remove these to start anew, or, if the number of processes has changed, make files for it "
+            "with moec-checkpoint reshard."
         )
 
 

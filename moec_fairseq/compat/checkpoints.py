@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from omegaconf import open_dict
 
+from moec_fairseq.checkpoint.files import check_processes
 from moec_fairseq.checkpoint.together import check_one_update, finish_renaming, whole_files
 
 
@@ -58,18 +59,24 @@ def save_whole(save_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def load_together(load_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
-    """Make sure that all ranks go on from the same update.
+    """Make sure that all ranks go on from the same update, and with as many processes as before.
 
-    Reason: fairseq loads what each rank finds; see ``save_whole``.
+    Reason: fairseq loads what each rank finds (see ``save_whole``), and begins anew where it finds nothing: without a
+    word, too, when the number of processes, and with it the names of the files, has changed.
     """
 
     @wraps(load_checkpoint)
     def load(cfg: Any, trainer: Any, **kwargs: Any) -> Any:
+        distributed, folder = trainer.cfg.distributed_training, Path(cfg.save_dir)
+        is_last = cfg.restore_file == "checkpoint_last.pt"
+        if is_last:
+            ranks = (distributed.distributed_rank, distributed.distributed_world_size)
+            check_processes(folder / cfg.restore_file, *(ranks if trainer.shares_experts else (0, 1)))
         if trainer.shares_experts:
-            folder, suffix = Path(cfg.save_dir), trainer.checkpoint_suffix
+            suffix = trainer.checkpoint_suffix
             finish_renaming(folder, suffix)
             own = cfg.restore_file.replace(".pt", f"{suffix}.pt")
-            check_one_update(folder / own if cfg.restore_file == "checkpoint_last.pt" else Path(own))
+            check_one_update(folder / own if is_last else Path(own))
         return load_checkpoint(cfg, trainer, **kwargs)
 
     return load

@@ -40,3 +40,10 @@ def test_a_training_that_has_made_its_updates_stays_as_it_is(train):
     assert epochs == [] and "was at its end (--max-update 4, optimization.max_update)" in said and "at update 4" in said
     assert train.last.read_bytes() == at_its_end
     assert "num_updates 6" in train("--max-update", 6)[1]
+
+
+def test_a_training_of_several_processes_is_not_begun_anew_by_one(fairseq, reversal_data, tmp_path):
+    (tmp_path / "checkpoint_last-rank-1.pt").touch()
+    done = fairseq("train", reversal_data, *FLAGS, "--save-dir", tmp_path, "--max-update", 1, ok=False)
+    assert done.returncode == 1 and "holds the training of 2 process(es), and this one has 1" in done.last_line
+    assert len(list(tmp_path.iterdir())) == 1
