@@ -24,7 +24,7 @@ find_python() { # find_python: the name of a Python >= 3.10 that can make enviro
 }
 
 has_venv() { # has_venv: .venv is there, whole, and of this checkout
-  "$root/.venv/bin/pip" --version >/dev/null 2>&1
+  [[ -f $root/.venv/bin/activate ]] && "$root/.venv/bin/pip" --version >/dev/null 2>&1
 }
 
 make_venv() { # make_venv: .venv, anew where it is missing, broken or of a checkout that has moved
@@ -65,32 +65,45 @@ install_packages() { # install_packages [--constraint FILE]: everything setup.py
     "${pip[@]}" --no-build-isolation -e "${root}[dev]"
 }
 
-is_installed() { # is_installed PREFIX WANTED: the last installation in PREFIX came to its end, and was WANTED
-  [[ $(cat "$1/moec-fairseq.installed" 2>/dev/null) == "$2" ]]
+prefix() { # prefix: where the active environment is
+  python -c 'import sys; print(sys.prefix)'
 }
 
-install_once() { # install_once PREFIX WANTED [--constraint FILE]: install_packages unless that is done
-  is_installed "$1" "$2" && return
-  echo "Environment: $1"
-  install_packages "$1/moec-fairseq.log" "${@:3}"
-  echo "$2" >"$1/moec-fairseq.installed"
+wanted() { # wanted: what the active environment is to hold, in a line
+  echo "$root $(python --version) $(cat "$root/setup.py" "$root/constraints.txt" | cksum)"
+}
+
+is_installed() { # is_installed: the last installation in the active environment came to its end, and was what is wanted
+  [[ $(cat "$(prefix)/moec-fairseq.installed" 2>/dev/null) == "$(wanted)" ]]
+}
+
+install_missing() { # install_missing [--active-env]: all that is missing
+  local options=()
+  if [[ ${1:-} != --active-env ]]; then
+    make_venv
+    source "$root/.venv/bin/activate"
+    python -c 'import sys; sys.exit(sys.version_info < (3, 11))' && options=(--constraint "$root/constraints.txt")
+  fi
+  is_installed && return # by the command that this one has waited for
+  echo "Environment: $(prefix)"
+  install_packages "$(prefix)/moec-fairseq.log" ${options[@]+"${options[@]}"}
+  wanted >"$(prefix)/moec-fairseq.installed"
 }
 
 prepare() { # prepare [--active-env]
-  local prefix wanted options=()
+  local lock=$root/.venv.lock
   if [[ ${1:-} == --active-env ]]; then
     command -v python >/dev/null || fail "--active-env was given, but there is no python on the PATH; please activate an environment."
     python -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
       fail "--active-env was given, but $(command -v python) is $(python --version 2>&1); Python >= 3.10 is needed."
-  else
-    has_venv || alone "$root/.venv.lock" make_venv
+    lock=$(prefix)/moec-fairseq.lock
+  elif has_venv; then
     source "$root/.venv/bin/activate"
-    python -c 'import sys; sys.exit(sys.version_info < (3, 11))' && options=(--constraint "$root/constraints.txt")
+  else
+    alone "$lock" install_missing
+    return
   fi
-  prefix=$(python -c 'import sys; print(sys.prefix)')
-  wanted="$root $(python --version) $(cat "$root/setup.py" "$root/constraints.txt" | cksum)"
-  is_installed "$prefix" "$wanted" ||
-    alone "$prefix/moec-fairseq.lock" install_once "$prefix" "$wanted" ${options[@]+"${options[@]}"}
+  is_installed || alone "$lock" install_missing "$@"
 }
 
 physical_cores() { # physical_cores: how many this process may use; hyperthreads only get in each other's way

@@ -30,7 +30,7 @@ run_logged() { # run_logged LOG WHAT COMMAND...: COMMAND's output goes to LOG, W
   local log=$1 what=$2 start=$SECONDS status=0
   shift 2
   if [[ -t 1 ]]; then
-    _tick "$what" &
+    _tick "$what" 9>&- & # without the lock of `alone`, which it would keep if this script is killed
     ticker=$!
   else
     printf '  %s ...\n' "$what"

@@ -80,29 +80,29 @@ def find_files(path: Path) -> Files:
     return Files(whole, ranks, sharded=True)
 
 
-def check_processes(path: Path, rank: int, world_size: int) -> None:
+def check_processes(path: Path, world_size: int) -> None:
     """Check that the checkpoint to go on from, if there is one, was written by as many processes as train now.
 
     Only what a rank sees is asked for: others may have disks of their own. Files of some ranks that are missing are
     for ``check_one_update``.
 
     Args:
-        path: NAME.pt.
-        rank: of this process, among those that save files of their own.
-        world_size: number of these; 1 if one file holds the model.
+        path: the file of this process: NAME.pt, or NAME-rank-R.pt if every rank saves one of its own.
+        world_size: number of files, one for each process; 1 if one holds the model.
 
     Raises:
         ValueError: another number of processes has written it; says how to go on.
     """
-    shards = shard_paths(path)
-    if rank_paths(path, world_size)[rank].is_file():
+    whole = whole_path(path)
+    shards = shard_paths(whole)
+    if path.is_file():
         wrong = world_size > 1 and max(shards) >= world_size
     else:
-        wrong = bool(shards) if world_size == 1 else path.is_file() and not shards
+        wrong = bool(shards) if world_size == 1 else whole.is_file() and not shards
     if wrong:
         written = max(shards) + 1 if shards else 1
         raise ValueError(
-            f"{path.parent} holds the training of {written} process(es), and this one has {world_size}; give another "
-            f"--save-dir (checkpoint.save_dir), or make files for it there with moec-checkpoint reshard {path} "
-            f"--ranks {world_size} --out DIR."
+            f"{whole} is there in {written} file(s), one for each process of its training, and this training looks for "
+            f"{world_size}; give another --save-dir (checkpoint.save_dir), empty or with files made for it by "
+            f"moec-checkpoint reshard {whole} --ranks {world_size} --out DIR/"
         )

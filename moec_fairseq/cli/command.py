@@ -2,7 +2,6 @@
 
 import argparse
 import errno
-import signal
 import sys
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -13,9 +12,8 @@ def run_command(parser: argparse.ArgumentParser, interrupted: str) -> int:
 
     Args:
         parser: each of its commands sets ``run``, which takes the other options.
-        interrupted: what to say after Ctrl-C or SIGTERM, exit status 130.
+        interrupted: what to say after Ctrl-C, exit status 130.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     options = vars(parser.parse_args())
     run = options.pop("run")
     try:

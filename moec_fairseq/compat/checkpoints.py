@@ -67,16 +67,16 @@ def load_together(load_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(load_checkpoint)
     def load(cfg: Any, trainer: Any, **kwargs: Any) -> Any:
-        distributed, folder = trainer.cfg.distributed_training, Path(cfg.save_dir)
-        is_last = cfg.restore_file == "checkpoint_last.pt"
-        if is_last:
-            ranks = (distributed.distributed_rank, distributed.distributed_world_size)
-            check_processes(folder / cfg.restore_file, *(ranks if trainer.shares_experts else (0, 1)))
+        folder, suffix = Path(cfg.save_dir), trainer.checkpoint_suffix
+        own = Path(cfg.restore_file.replace(".pt", f"{suffix}.pt"))
+        if cfg.restore_file == "checkpoint_last.pt":
+            own = folder / own
         if trainer.shares_experts:
-            suffix = trainer.checkpoint_suffix
+            check_processes(own, trainer.cfg.distributed_training.distributed_world_size)
             finish_renaming(folder, suffix)
-            own = cfg.restore_file.replace(".pt", f"{suffix}.pt")
-            check_one_update(folder / own if is_last else Path(own))
+            check_one_update(own)
+        else:
+            check_processes(own, 1)
         return load_checkpoint(cfg, trainer, **kwargs)
 
     return load

@@ -54,11 +54,17 @@ def save_patience(save_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(save_checkpoint)
     def save(trainer: Any, filename: str, extra_state: dict[str, Any]) -> Any:
         counted: Any = getattr(training_loop(), "should_stop_early", None)
-        if hasattr(counted, "best"):
+        if trainer.cfg.checkpoint.patience > 0 and hasattr(counted, "best"):
             extra_state["patience"] = {"best": counted.best, "runs": counted.num_runs}
         return save_checkpoint(trainer, filename, extra_state)
 
     return save
+
+
+def goes_on(cfg: Any) -> bool:
+    """Whether the user asks for the same training once more, not for another that begins with its model."""
+    resets = (cfg.reset_optimizer, cfg.reset_lr_scheduler, cfg.reset_dataloader, cfg.reset_meters)
+    return cfg.restore_file == "checkpoint_last.pt" and not any(resets)
 
 
 def end_of(trainer: Any, runs: int) -> str:
@@ -80,19 +86,34 @@ def go_on_as_if_never_stopped(load_checkpoint: Callable[..., Any]) -> Callable[.
     @wraps(load_checkpoint)
     def load(cfg: Any, trainer: Any, **kwargs: Any) -> Any:
         extra_state, epoch_itr = load_checkpoint(cfg, trainer, **kwargs)
-        loop, saved = training_loop(), (extra_state or {}).get("patience", {"runs": 0})
-        if loop is None or cfg.reset_meters or trainer.get_num_updates() == 0:  # not started again, but anew
+        loop = training_loop()
+        if loop is None:
             return extra_state, epoch_itr
-        if "best" in saved:
-            loop.should_stop_early.best, loop.should_stop_early.num_runs = saved["best"], saved["runs"]
-        if end := end_of(trainer, saved["runs"]):
-            logger.warning(
-                "The training in %s was at its end (%s) and stays as it is, at update %d; raise that option to go on.",
-                cfg.save_dir,
-                end,
-                trainer.get_num_updates(),
-            )
-            loop.train = lambda *_: ([None], True)  # no epoch, and after it the end
+        vars(loop.should_stop_early).clear()  # of another training of this process
+        if trainer.get_num_updates() > 0 and goes_on(cfg):
+            counted = extra_state.get("patience")
+            if counted is not None:
+                loop.should_stop_early.best, loop.should_stop_early.num_runs = counted["best"], counted["runs"]
+            if end := end_of(trainer, counted["runs"] if counted else 0):
+                logger.warning(
+                    "The training in %s was at its end (%s) and stays as it is, at update %d; raise that option to go "
+                    "on.",
+                    cfg.save_dir,
+                    end,
+                    trainer.get_num_updates(),
+                )
+                skip_training(loop)
         return extra_state, epoch_itr
 
     return load
+
+
+def skip_training(loop: Any) -> None:
+    """Let the next call of the function that trains an epoch do nothing, and say that it was the last."""
+    train = loop.train
+
+    def nothing(*_: Any) -> Any:
+        loop.train = train
+        return [None], True
+
+    loop.train = nothing

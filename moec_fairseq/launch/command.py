@@ -1,5 +1,6 @@
 """The command line of one rank."""
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,17 +28,24 @@ def check_nothing_missing(config: Path, overrides: Sequence[str]) -> None:
 
 
 def check_data(config: Path, overrides: Sequence[str]) -> None:
-    """Check that the folder of binary data is there.
+    """Check that the folder of binary data is there, where it is named without the help of hydra.
 
     Raises:
         ValueError: it is not; says where it was expected.
     """
     given = [override.partition("=")[2] for override in overrides if override.lstrip("+").startswith("task.data=")]
-    data = [OmegaConf.select(OmegaConf.load(path), "task.data") for path in _with_defaults(config)]
-    wanted = [value for value in (*data, *given) if value is not None]
-    if wanted and not Path(first := wanted[-1].split(":")[0]).is_dir():  # fairseq takes several folders, with colons
+    written = [
+        content["task"]["data"]
+        for path in _with_defaults(config)
+        if "data" in ((content := OmegaConf.to_container(OmegaConf.load(path))).get("task") or {})
+    ]
+    wanted = str([None, *written, *given][-1])
+    if re.search(r"[$?'\"\\]|^None$", wanted):
+        return
+    first = wanted.split(":")[0]  # fairseq takes several folders, with colons
+    if not Path(first).is_dir():
         raise ValueError(
-            f"task.data is {wanted[-1]}, but there is no folder {first}; make it with scripts/prepare_data.sh or "
+            f"task.data is {wanted}, but there is no folder {first}; make it with scripts/prepare_data.sh or "
             "fairseq-preprocess, or give task.data=FOLDER."
         )
 

@@ -6,14 +6,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from threading import Thread
 from typing import IO
 
-from filelock import FileLock, Timeout
-
+from moec_fairseq.cli.locks import alone_with
 from moec_fairseq.cli.logs import last_words
 
 PATIENCE = 10.0  # seconds between asking a process to end and killing it
@@ -44,23 +43,6 @@ def _copy(source: IO[bytes], sinks: list[IO[bytes]]) -> None:
                 sink.flush()
             except OSError:  # the disk is full, the terminal has gone
                 sinks.remove(sink)
-
-
-@contextmanager
-def own_logs(paths: Iterable[Path]) -> Iterator[None]:
-    """Keep logs for this training.
-
-    Raises:
-        ValueError: another training is writing one of them.
-    """
-    with ExitStack() as stack:
-        try:
-            for path in paths:
-                stack.enter_context(FileLock(path.with_suffix(".lock"), timeout=0))
-        except Timeout as error:
-            log = Path(error.lock_file).with_suffix(".log")
-            raise ValueError(f"another training is writing {log}; give this one a --logs DIR of its own.") from None
-        yield
 
 
 def _signal(process: "subprocess.Popen[bytes]", number: int) -> None:
@@ -94,9 +76,11 @@ def run(
         RuntimeError: a rank ended badly; names it and its last words. The others are ended, too.
         KeyboardInterrupt: after all have been ended.
     """
-    logs.mkdir(parents=True, exist_ok=True)
     paths = {rank: logs / f"rank-{rank}.log" for rank in commands}
-    with own_logs(paths.values()):
+    with ExitStack() as logs_of_ours:
+        for path in paths.values():
+            otherwise = f"another training is writing {path}; give this one a --logs DIR of its own."
+            logs_of_ours.enter_context(alone_with(path, otherwise))
         _run(commands, paths, environment, patience)
 
 
@@ -119,7 +103,7 @@ def _run(
             )
             processes[rank] = process
             assert process.stdout is not None
-            screen = [sys.stdout.buffer] if rank == min(commands) else []
+            screen = [sys.stdout.buffer] if sys.stdout and rank == min(commands) else []
             copier = Thread(target=_copy, args=(process.stdout, [paths[rank].open("ab"), *screen]))
             copier.start()
             copiers.append(copier)

@@ -70,7 +70,9 @@ def _download(archive: Archive, part: Path) -> None:
                 f"{archive.url} cannot be downloaded ({reason}); check the network and start again: what has come "
                 f"is kept, or put the file into --raw-dir as {archive.file_name}"
             ) from trouble
-        time.sleep(PAUSE * 2**failures)
+        pause = PAUSE * 2 ** max(failures - 1, 0)
+        print(f"{archive.file_name}: {trouble}; trying again in {pause:g} s", flush=True)
+        time.sleep(pause)
 
 
 def _size(path: Path) -> int:

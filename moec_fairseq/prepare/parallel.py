@@ -44,7 +44,6 @@ def in_order(pool: Executor, function: Callable[[Item], Result], items: Iterable
 def _begin(parent: int) -> None:
     """Leave Ctrl-C to the parent, and end when it has gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     end_with(parent)
 
 

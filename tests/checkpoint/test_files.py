@@ -1,6 +1,6 @@
 import pytest
 
-from moec_fairseq.checkpoint.files import check_processes
+from moec_fairseq.checkpoint.files import check_processes, rank_paths
 
 
 @pytest.fixture
@@ -9,9 +9,8 @@ def last(tmp_path):
 
 
 def written_by(last, world_size):
-    names = [last.name] if world_size == 1 else [f"checkpoint_last-rank-{rank}.pt" for rank in range(world_size)]
-    for name in names:
-        (last.parent / name).touch()
+    for path in rank_paths(last, world_size):
+        path.touch()
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
@@ -19,25 +18,23 @@ def written_by(last, world_size):
 def test_as_many_processes_as_before(last, written, world_size):
     if written:
         written_by(last, written)
-    for rank in range(world_size):
+    for own in rank_paths(last, world_size):
         if written in (0, world_size) or (written == 2 and world_size == 4):  # the last is for check_one_update
-            check_processes(last, rank, world_size)
+            check_processes(own, world_size)
         else:
-            with pytest.raises(
-                ValueError, match=rf"holds the training of {written} process.*, and this one has {world_size}"
-            ):
-                check_processes(last, rank, world_size)
+            with pytest.raises(ValueError, match=rf"is there in {written} file.* looks for {world_size}; give"):
+                check_processes(own, world_size)
 
 
 def test_disks_of_the_machines(last):
-    for rank in (2, 3):
-        (last.parent / f"checkpoint_last-rank-{rank}.pt").touch()
-        check_processes(last, rank, 4)
+    for own in rank_paths(last, 4)[2:]:
+        own.touch()
+        check_processes(own, 4)
 
 
 def test_a_merged_file_beside_those_of_the_ranks(last):
     written_by(last, 1)
     written_by(last, 2)
-    for rank in (0, 1):
-        check_processes(last, rank, 2)
-    check_processes(last, 0, 1)
+    for world_size in (1, 2):
+        for own in rank_paths(last, world_size):
+            check_processes(own, world_size)

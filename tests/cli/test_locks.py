@@ -1,5 +1,7 @@
 """Two commands that want the same files."""
 
+import errno
+import fcntl
 import subprocess
 import sys
 
@@ -14,7 +16,7 @@ from moec_fairseq.cli.locks import alone_with
 path, log = map(Path, sys.argv[1:])
 for _ in range(5):
     with alone_with(path):
-        before = log.read_text() if log.exists() else ""
+        before = log.read_text()
         time.sleep(0.05)
         log.write_text(before + "x")
 """
@@ -23,13 +25,31 @@ for _ in range(5):
 @pytest.mark.parametrize("name", ["folder", "file.csv"])
 def test_one_after_the_other(tmp_path, name):
     path, log = tmp_path / name, tmp_path / "log"
+    log.touch()
     if name == "folder":
         path.mkdir()
-    command = [sys.executable, "-c", COMMAND, path, log]
-    commands = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    said = [process.communicate(timeout=60)[0] for process in commands]
+    command = [sys.executable, "-u", "-c", COMMAND, path, log]
+    with alone_with(path):
+        commands = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+        for process in commands:  # all are there, and begin together
+            assert process.stdout.readline() == f"another command works with {path}; waiting for it ...\n"
+    assert [process.wait(timeout=60) for process in commands] == [0, 0, 0]
     assert log.read_text() == "x" * 15
-    assert f"another command works with {path}; waiting for it ..." in "".join(said)
+
+
+def test_refusing(tmp_path):
+    with alone_with(tmp_path), pytest.raises(ValueError, match="^somebody is here$"):
+        with alone_with(tmp_path, "somebody is here"):
+            pass
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
+    def none(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with alone_with(tmp_path), alone_with(tmp_path, "somebody is here"):
+        assert capsys.readouterr().out == ""
 
 
 KILLED = """

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from moec_fairseq.launch.command import check_nothing_missing, rank_command
+from moec_fairseq.launch.command import check_data, check_nothing_missing, rank_command
 from moec_fairseq.launch.job import Job
 
 
@@ -38,3 +38,22 @@ def test_values_left_to_the_user_in_a_list_of_defaults(tmp_path):
     with pytest.raises(ValueError, match=r"^task\.data is missing, which .*own\.yaml leaves to you"):
         check_nothing_missing(config, [])
     check_nothing_missing(config, ["task.data=here"])
+
+
+def test_the_folder_of_the_data(tmp_path):
+    config = tmp_path / "x.yaml"
+    config.write_text("task:\n  data: nowhere\n")
+    with pytest.raises(ValueError, match="^task.data is nowhere, but there is no folder nowhere; make it with"):
+        check_data(config, [])
+    with pytest.raises(ValueError, match="^task.data is a:b, but there is no folder a; make it with"):
+        check_data(config, [f"task.data={tmp_path}", "task.data=a:b"])
+    check_data(config, [f"task.data={tmp_path}:more"])
+    # what only hydra understands
+    check_data(config, ["task.data='a,b'"])
+    for data in ("${hydra:job.config_name}-bin", "???"):
+        config.write_text(f"task:\n  data: {data}\n")
+        check_data(config, [])
+        with pytest.raises(ValueError, match="^task.data is nowhere"):
+            check_data(config, ["task.data=nowhere"])
+    config.write_text("common:\n  seed: 1\n")
+    check_data(config, [])

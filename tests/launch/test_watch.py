@@ -8,8 +8,9 @@ import time
 
 import pytest
 
+from moec_fairseq.cli.locks import alone_with
 from moec_fairseq.cli.logs import last_words
-from moec_fairseq.launch.watch import culprit, own_logs, run
+from moec_fairseq.launch.watch import culprit, run
 
 WELL = "print('done')"
 SLEEP = "import time; time.sleep(60)"
@@ -74,7 +75,7 @@ def test_a_screen_that_has_gone_holds_up_nobody(tmp_path):
 
 
 def test_two_trainings_do_not_share_their_logs(tmp_path):
-    with own_logs([tmp_path / "rank-1.log"]):
+    with alone_with(tmp_path / "rank-1.log"):
         with pytest.raises(ValueError, match=r"another training is writing .*rank-1\.log; give this one a --logs DIR"):
             run({0: python(WELL), 1: python(WELL)}, tmp_path, os.environ)
         run({0: python(WELL)}, tmp_path, os.environ)
