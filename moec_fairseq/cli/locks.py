@@ -16,7 +16,8 @@ def alone_with(path: Path, otherwise: str | None = None) -> Iterator[None]:
     """Wait until no other command works with a file or folder, and keep others away meanwhile.
 
     Args:
-        path: the file or folder; the lock is a hidden file in the folder, or beside the file, and stays.
+        path: the file or folder; the lock is a hidden file in the folder, or beside the file, whose folder is made, and
+            stays.
         otherwise: what to say instead of waiting.
 
     Raises:

@@ -49,12 +49,11 @@ def translated(
         facts: of the model.
         data: of the model.
         search: how to translate.
-        folder: what it holds of earlier scores is removed.
+        folder: is there; what it holds of earlier scores is removed.
 
     Raises:
         ValueError: fairseq failed, or the text is still in pieces.
     """
-    folder.mkdir(exist_ok=True)
     for stale in (folder / "scores.json", *folder.glob("references*.txt")):
         stale.unlink(missing_ok=True)
     log, translations = folder / "generate.log", folder / "translations.txt"

@@ -33,14 +33,14 @@ def check_data(config: Path, overrides: Sequence[str]) -> None:
     Raises:
         ValueError: it is not; says where it was expected.
     """
-    given = [override.partition("=")[2] for override in overrides if override.lstrip("+").startswith("task.data=")]
-    written = [
-        content["task"]["data"]
-        for path in _with_defaults(config)
-        if "data" in ((content := OmegaConf.to_container(OmegaConf.load(path))).get("task") or {})
-    ]
-    wanted = str([None, *written, *given][-1])
-    if re.search(r"[$?'\"\\]|^None$", wanted):
+    wanted = ""
+    for path in _with_defaults(config):
+        task = OmegaConf.to_container(OmegaConf.load(path)).get("task") or {}
+        wanted = str(task.get("data") or wanted)
+    for override in overrides:
+        name, _, value = override.lstrip("+").partition("=")
+        wanted = value if name == "task.data" else wanted
+    if not wanted or re.search(r"[$?'\"\\]", wanted):
         return
     first = wanted.split(":")[0]  # fairseq takes several folders, with colons
     if not Path(first).is_dir():

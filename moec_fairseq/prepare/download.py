@@ -30,7 +30,6 @@ def download(archive: Archive, raw: Path) -> Path:
     if path.is_file():
         _check(archive, path, f"remove it and start again, which downloads it from {archive.url}")
         return path
-    raw.mkdir(parents=True, exist_ok=True)
     with alone_with(path):  # recipes share archives
         if not path.is_file():
             part = path.with_name(f"{path.name}.part")
