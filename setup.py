@@ -39,7 +39,16 @@ setup(
         "tqdm>=4.60",
     ],
     extras_require={
-        "dev": ["hypothesis>=6", "mypy>=1.8", "pytest>=7", "ruff>=0.5", "types-pyyaml", "types-tabulate", "types-tqdm"],
+        "dev": [
+            "hypothesis>=6",
+            "mypy>=1.8",
+            "pytest>=7",
+            "pytest-xdist>=3.2",
+            "ruff>=0.5",
+            "types-pyyaml",
+            "types-tabulate",
+            "types-tqdm",
+        ],
     },
     classifiers=[
         "License :: OSI Approved :: MIT License",

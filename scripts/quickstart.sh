@@ -136,6 +136,11 @@ begin() { # begin DIR: an empty DIR for these settings, or what an interrupted r
 }
 
 step() { # step TITLE DIR COMMAND...: run COMMAND, which fills DIR, unless it has done so with the same settings
+  mkdir -p "$(dirname "$2")"
+  alone "$(dirname "$2")/.$(basename "$2").lock" step_alone "$@" # two models share the steps before training
+}
+
+step_alone() {
   local title=$1 dir=$2
   shift 2
   if is_finished "$dir"; then

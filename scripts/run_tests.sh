@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# Runs ruff, mypy and the tests.
+# Runs ruff, mypy and the tests, with one process of pytest for each core, at most eight.
 #
 # Usage: bash scripts/run_tests.sh [--active-env] [ARGUMENTS OF PYTEST]
 #
 #   --active-env   use the environment that is active now instead of .venv in the checkout
 #   --help         show this text
 #
-# Example: bash scripts/run_tests.sh tests/moe -k router
+# Examples:
+#   bash scripts/run_tests.sh tests/moe -k router
+#   bash scripts/run_tests.sh --numprocesses 0     # all tests in one process
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/start.sh" "$@"
 cd "$root"
@@ -21,10 +23,12 @@ check() { # check NAME COMMAND...: run COMMAND, note how it ended
   summary+=("$(printf '%-13s %s, %s' "$name" "$outcome" "$(duration $((SECONDS - start)))")")
 }
 
+export OMP_NUM_THREADS=1 # the processes share the cores
 check "ruff check" ruff check .
 check "ruff format" ruff format --check .
 check "mypy" mypy
-check "pytest" python -m pytest -q --durations 10 ${arguments[@]+"${arguments[@]}"}
+check "pytest" python -m pytest -q --durations 10 \
+  --numprocesses auto --maxprocesses 8 --dist worksteal ${arguments[@]+"${arguments[@]}"}
 
 printf '\n'
 printf '%s\n' "${summary[@]}"

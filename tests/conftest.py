@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from moec_fairseq.cli.locks import alone_with
+
 ROOT = Path(__file__).resolve().parent.parent
 USER_DIR = ROOT / "moec_fairseq"
 LETTERS = "abcdefghij"
@@ -58,9 +60,32 @@ def fairseq() -> Command:
 
 
 @pytest.fixture(scope="session")
-def reversal_data(tmp_path_factory: pytest.TempPathFactory, fairseq: Command) -> Path:
+def once(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Callable[..., Path]:
+    """Make a folder with ``fill(folder)`` once for all processes of pytest-xdist, and return it."""
+    session = tmp_path_factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):  # a process among several, with a folder of its own in that of all
+        session = session.parent
+
+    def make(name: str, fill: Callable[[Path], None]) -> Path:
+        folder, filled = session / f"once-{name}", session / f"once-{name}.filled"
+        with alone_with(filled):
+            if not filled.exists():
+                folder.mkdir()
+                fill(folder)
+                filled.touch()
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def reversal_data(once: Callable[..., Path], fairseq: Command) -> Path:
     """Return the binarised corpus: 3 to 6 letters, and the same backwards; no sentence is in two splits."""
-    folder = tmp_path_factory.mktemp("reversal")
+    return once("reversal", lambda folder: write_reversal(folder, fairseq)) / "bin"
+
+
+def write_reversal(folder: Path, fairseq: Command) -> None:
+    """Write the texts, and binarise them to ``bin``."""
     source = random.Random(7)
     distinct: dict[str, None] = {}
     while len(distinct) < 3000:
@@ -71,16 +96,19 @@ def reversal_data(tmp_path_factory: pytest.TempPathFactory, fairseq: Command) ->
         (folder / f"{split}.tgt").write_text("".join(f"{line[::-1]}\n" for line in part))
     pairs = [a for s in ("train", "valid", "test") for a in (f"--{s}pref", folder / s)]
     fairseq("preprocess", "-s", "src", "-t", "tgt", *pairs, "--destdir", folder / "bin", "--joined-dictionary")
-    return folder / "bin"
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, fairseq: Command, reversal_data: Path) -> Path:
+def trained(once: Callable[..., Path], fairseq: Command, reversal_data: Path) -> Path:
     """Return the folder of a model that has learned to reverse: checkpoints, ``train.log``, TensorBoard files.
 
     The run also uses gradient accumulation, an exponential moving average, BLEU at validation and TensorBoard.
     """
-    save_dir = tmp_path_factory.mktemp("trained")
+    return once("trained", lambda save_dir: train_reversal(save_dir, fairseq, reversal_data))
+
+
+def train_reversal(save_dir: Path, fairseq: Command, reversal_data: Path) -> None:
+    """Train for as long as reversal takes to learn."""
     done = fairseq(
         "train", reversal_data, *TINY, *CRITERION, *ADAM, *SCHEDULE, "--save-dir", save_dir,
         "--max-epoch", "32", "--validate-interval", "16", "--keep-last-epochs", "2", "--save-interval", "16",
@@ -89,7 +117,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory, fairseq: Command, reversal
         "--tensorboard-logdir", save_dir / "tensorboard", "--log-format", "simple", "--log-interval", "10",
     )  # fmt: skip
     (save_dir / "train.log").write_text(done.stderr + done.stdout)
-    return save_dir
 
 
 @dataclass(frozen=True)

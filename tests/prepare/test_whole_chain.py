@@ -12,7 +12,7 @@ import pytest
 from . import published
 
 ROOT = Path(__file__).parents[2]
-LIMITS = {"OMP_NUM_THREADS": "2", "PYTHONWARNINGS": "ignore"}
+LIMITS = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 SIZES = [
     f"model.{side}_{name}={value}"
     for side in ("encoder", "decoder")

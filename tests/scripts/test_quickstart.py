@@ -1,5 +1,6 @@
 """The real quickstart script on a small text of its own, with an interruption."""
 
+import fcntl
 import json
 import os
 import random
@@ -140,6 +141,23 @@ def test_different_numbers_of_lines_are_explained_in_one_line(tmp_path: Path) ->
         file.write("eine Zeile zu viel\n")
     line = only_line(quickstart("--train-prefix", tmp_path / "train", "--work-dir", tmp_path / "work"))
     assert "40" in line and "41" in line
+
+
+def test_two_at_once_do_a_step_one_after_the_other(text: Path, tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    with (tmp_path / "work" / ".text.lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with subprocess.Popen(
+            command(*own(text, tmp_path / "work", 1)), stdout=subprocess.PIPE, text=True, env=environment()
+        ) as waiting:
+            assert waiting.stdout
+            said = iter(waiting.stdout.readline, "")
+            assert any("Another command works in" in line for line in said)
+            assert not (tmp_path / "work" / "text").exists()
+            fcntl.flock(other, fcntl.LOCK_UN)
+            assert any("Cutting words" in line for line in said)
+            waiting.terminate()
+    assert (tmp_path / "work" / "text" / ".finished").exists()
 
 
 def test_help_lists_all_options() -> None:
