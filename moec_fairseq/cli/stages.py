@@ -1,6 +1,7 @@
 """Steps that are done once: each leaves a note of the settings it was done with."""
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 
 class Stages:
-    """The steps of a pipeline; when one is done again, so are all later ones, even if that is broken off in between.
+    """The steps of a pipeline; before one is done again, the results of all later ones are removed.
 
     Args:
         out: folder of all results.
@@ -36,21 +37,59 @@ class Stages:
             inputs: files it reads; where one has changed since, it is done again. They need not stay.
         """
         self.settings.append([name, settings])
-        note = self.out / f".{name}.done"
+        note = self._note(name)
         wanted = json.loads(json.dumps(self.settings))
+        now = _states(inputs)
         if note.is_file():
             done = json.loads(note.read_text(encoding="utf-8"))
-            changed = any(path.exists() and path.stat().st_mtime > note.stat().st_mtime for path in inputs)
+            changed = any(done.get("inputs", {}).get(name) != state for name, state in now.items())
             if done["settings"] == wanted and not changed and all(path.exists() for path in results):
                 print(f"{name}: done before", flush=True)
                 self.settings.append(done["when"])
                 return done["result"]
-            note.unlink()
+        self._forget_from(name)
         print(f"{name} ...", flush=True)
         result = step()
-        part = note.with_suffix(".part")
         when = time.time_ns()
-        part.write_text(json.dumps({"settings": wanted, "result": result, "when": when}), encoding="utf-8")
+        content = {
+            "settings": wanted,
+            "inputs": _states(inputs) | now,  # some may have come just now
+            "results": [str(path.relative_to(self.out)) for path in results],
+            "result": result,
+            "when": when,
+        }
+        part = note.with_suffix(".part")
+        part.write_text(json.dumps(content), encoding="utf-8")
         part.replace(note)
         self.settings.append(when)  # with which no later step has been done yet
         return result
+
+    def _note(self, name: str) -> Path:
+        return self.out / f".{name}.done"
+
+    def _forget_from(self, name: str) -> None:
+        """Remove what is known of a step, and the results of all later ones, which would no longer fit."""
+        self._note(name).unlink(missing_ok=True)
+        for note in self.out.glob(".*.done"):
+            done = json.loads(note.read_text(encoding="utf-8"))
+            if name in (step[0] for step in done["settings"][:-1:2]):
+                for result in done.get("results", []):
+                    _remove(self.out / result)
+                note.unlink()
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or folder such that at no moment a part of it has its name."""
+    if path.is_dir():
+        gone = path.with_name(f".{path.name}.gone")
+        shutil.rmtree(gone, ignore_errors=True)
+        path.replace(gone)
+        shutil.rmtree(gone)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _states(paths: Sequence[Path]) -> dict[str, list[int]]:
+    """Return what changes when files do, by their names: size and time, even if the new one is older."""
+    found = {path.name: path.stat() for path in paths if path.exists()}
+    return {name: [state.st_size, state.st_mtime_ns] for name, state in found.items()}

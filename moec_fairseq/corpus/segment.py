@@ -42,6 +42,16 @@ def segment(
     print(f"{model.get_piece_size()} pieces (asked for: at most {vocab_size}) in {out / 'spm.model'}")
 
 
+def check_sizes(vocab_size: int, model_type: str, character_coverage: float) -> None:
+    """Raise ValueError for what sentencepiece cannot make; says what it can."""
+    if vocab_size < 1:
+        raise ValueError(f"vocabulary size {vocab_size} is not possible; give a number from 1")
+    if model_type not in MODEL_TYPES:
+        raise ValueError(f"model type {model_type!r} does not exist; choose from {', '.join(MODEL_TYPES)}")
+    if not 0.9 <= character_coverage <= 1:
+        raise ValueError(f"character coverage {character_coverage} is not possible; give a number from 0.9 to 1.0")
+
+
 def train_model(
     texts: tuple[Path, Path], vocab_size: int, model_type: str, character_coverage: float, out: Path
 ) -> None:
@@ -50,15 +60,13 @@ def train_model(
     Raises:
         ValueError: sizes or types that are not possible; says what is.
     """
-    if model_type not in MODEL_TYPES:
-        raise ValueError(f"model type {model_type!r} does not exist; choose from {', '.join(MODEL_TYPES)}")
-    if not 0.9 <= character_coverage <= 1:
-        raise ValueError(f"character coverage {character_coverage} is not possible; give a number from 0.9 to 1.0")
+    check_sizes(vocab_size, model_type, character_coverage)
+    broken_off: list[BaseException] = []
     model = io.BytesIO()
     sentencepiece.set_random_generator_seed(1)
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_with_progress(texts),
+            sentence_iterator=_noting(_with_progress(texts), broken_off),
             model_writer=model,
             model_type=model_type,
             vocab_size=vocab_size,
@@ -69,10 +77,23 @@ def train_model(
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
+        if broken_off:  # as Ctrl-C, of which sentencepiece makes an error of its own
+            raise broken_off[0] from None
         raise ValueError(_explain(str(error), vocab_size)) from None
     part = out.with_name(f".{out.name}.part")
     part.write_bytes(model.getvalue())
     part.replace(out)
+
+
+def _noting(lines: Iterator[str], broken_off: list[BaseException]) -> Iterator[str]:
+    """Yield the lines; why they end too early goes into a list."""
+    try:
+        yield from lines
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        broken_off.append(error)
+        raise
 
 
 def _with_progress(texts: tuple[Path, Path]) -> Iterator[str]:

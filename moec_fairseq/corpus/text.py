@@ -18,7 +18,12 @@ def normalise_space(text: str) -> str:
     """Return `text` as one line: a run of white space (U+2028, form feed, ...) is one space, none outside."""
     if _IRREGULAR.search(text) is None:
         return text.strip(" ")
-    return _SPACE.sub(" ", _INVISIBLE.sub("", text)).strip(" ")
+    return _SPACE.sub(" ", without_invisible(text)).strip(" ")
+
+
+def without_invisible(text: str) -> str:
+    """Return `text` without characters that nobody sees, such as the soft hyphen."""
+    return _INVISIBLE.sub("", text)
 
 
 def check_file(path: Path) -> None:

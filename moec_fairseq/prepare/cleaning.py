@@ -4,7 +4,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-from moec_fairseq.corpus.text import normalise_space
+from moec_fairseq.corpus.text import normalise_space, without_invisible
 
 # One way to write each punctuation mark, as Moses' normalize-punctuation has it; spaces stay where they are.
 _PUNCTUATION = str.maketrans(
@@ -27,11 +27,11 @@ _PUNCTUATION = str.maketrans(
 _MARKED = re.compile(f"[{''.join(map(chr, _PUNCTUATION))}]")
 
 
-def normalise(text: str, punctuation: bool = True) -> str:
+def normalise(text: str) -> str:
     """Return ``text`` composed (Unicode NFC), on one line, with one way to write each punctuation mark."""
     if not text.isascii():
-        text = unicodedata.normalize("NFC", text)
-    if punctuation and _MARKED.search(text):
+        text = unicodedata.normalize("NFC", without_invisible(text))  # which would keep letters and accents apart
+    if _MARKED.search(text):
         text = text.translate(_PUNCTUATION)
     return normalise_space(text)
 
@@ -41,20 +41,18 @@ class Limits:
     """Which pairs are kept, in pieces of the segmented text.
 
     Attributes:
-        min_length: fewest pieces of a side.
         max_length: most pieces of a side.
         max_ratio: most times that one side is as long as the other.
     """
 
-    min_length: int = 1
     max_length: int = 250
     max_ratio: float = 1.5
 
     def broken(self, source_length: int, target_length: int) -> str | None:
         """Return the first rule that a pair breaks, in words; None for a good pair."""
         shorter, longer = sorted((source_length, target_length))
-        if shorter < self.min_length:
-            return f"fewer than {self.min_length} pieces"
+        if not shorter:
+            return "a side without pieces"
         if longer > self.max_length:
             return f"more than {self.max_length} pieces"
         if longer > self.max_ratio * shorter:

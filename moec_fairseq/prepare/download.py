@@ -2,6 +2,7 @@
 
 import hashlib
 import http.client
+import os
 import time
 import urllib.error
 import urllib.request
@@ -30,6 +31,8 @@ def download(archive: Archive, raw: Path) -> Path:
     if path.is_file():
         _check(archive, path, f"remove it and start again, which downloads it from {archive.url}")
         return path
+    if raw.is_dir() and not os.access(raw, os.W_OK):
+        raise ValueError(f"{raw} has no {path.name}, and cannot be written to; get it from {archive.url}")
     with alone_with(path):  # recipes share archives
         if not path.is_file():
             part = path.with_name(f"{path.name}.part")
@@ -45,9 +48,9 @@ def _etag_path(part: Path) -> Path:
 
 
 def _download(archive: Archive, part: Path) -> None:
-    failures = 0
+    failures = most = 0
     while True:
-        before = _size(part)
+        most = max(most, _size(part))
         try:
             _go_on(archive, part)
             return
@@ -62,7 +65,7 @@ def _download(archive: Archive, part: Path) -> None:
             if isinstance(error, OSError) and (error.errno in NO_SPACE or error.filename is not None):
                 raise  # of this machine's disk
             trouble = error
-        failures = failures + 1 if _size(part) == before else 0
+        failures = 0 if _size(part) > most else failures + 1
         if failures >= TRIES:
             reason = getattr(trouble, "reason", None) or trouble or type(trouble).__name__
             raise ValueError(
@@ -98,8 +101,11 @@ def _go_on(archive: Archive, part: Path) -> None:
     with response:
         if response.status != 206:
             have = 0
-            validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
-            if validator and not validator.startswith("W/"):
+            part.unlink(missing_ok=True)  # before the validator of another file says that it goes on
+            validator = response.headers.get("ETag", "W/")
+            if validator.startswith("W/"):  # a weak one, which says too little
+                validator = response.headers.get("Last-Modified")
+            if validator:
                 etag.write_text(validator)
             else:
                 etag.unlink(missing_ok=True)
@@ -123,7 +129,7 @@ def _check(archive: Archive, path: Path, way_out: str, remove: bool = False) -> 
     if archive.bytes is not None and size != archive.bytes:
         problem = f"has {size} bytes instead of {archive.bytes}"
     for kind, expected in (("sha256", archive.sha256), ("md5", archive.md5)):
-        if not problem and expected is not None and (found := _checksum(path, kind)) != expected:
+        if not problem and expected is not None and (found := _checksum(path, kind)) != expected.lower():
             problem = f"has the {kind} checksum {found} instead of {expected}"
     if problem:
         if remove:

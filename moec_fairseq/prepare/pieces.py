@@ -60,13 +60,13 @@ def _segment(
     kept: tuple[list[str], list[str]] = ([], [])
     model = _model(path)
     encoded = [model.processor.encode(list(side), num_threads=1) for side in zip(*pairs, strict=True)]
-    for pair, numbers in zip(pairs, zip(*encoded, strict=True), strict=True):
+    for numbers in zip(*encoded, strict=True):
         rule = limits.broken(*map(len, numbers)) if limits else None
         if rule is not None:
             dropped[rule] += 1
             continue
-        for side, text, pieces in zip(kept, pair, numbers, strict=True):
-            side.append(model.spelled(text, pieces))
+        for side, pieces in zip(kept, numbers, strict=True):
+            side.append(model.spelled(pieces))
     return ("".join(kept[0]), "".join(kept[1])), len(pairs), dropped
 
 
@@ -76,12 +76,13 @@ class _Model:
     def __init__(self, path: Path) -> None:
         self.processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
         self.pieces = [self.processor.id_to_piece(number) for number in range(self.processor.get_piece_size())]
-        self.unknown = self.processor.unk_id()
 
-    def spelled(self, text: str, numbers: list[int]) -> str:
-        """Return the pieces of a text as one line; what the model does not know is spelled as in the text."""
-        if self.unknown in numbers:
-            return " ".join(self.processor.encode(text, out_type=str)) + "\n"
+    def spelled(self, numbers: list[int]) -> str:
+        """Return pieces as one line.
+
+        What the model does not know is <unk>, as for fairseq: spelled as in the text, each run of foreign letters
+        would be a word of the dictionary.
+        """
         return " ".join([self.pieces[number] for number in numbers]) + "\n"
 
 

@@ -13,7 +13,7 @@ from moec_fairseq.cli.locks import alone_with
 from moec_fairseq.cli.named import find_yaml
 from moec_fairseq.cli.stages import Stages
 from moec_fairseq.corpus.output import complete_files, parallel_paths
-from moec_fairseq.corpus.segment import train_model
+from moec_fairseq.corpus.segment import check_sizes, train_model
 from moec_fairseq.prepare.archives import extract, unpack
 from moec_fairseq.prepare.cleaning import Limits
 from moec_fairseq.prepare.download import download
@@ -60,7 +60,8 @@ def prepare(
     """
     if workers < 1:
         raise ValueError(f"--workers is {workers}, but must be 1 or more")
-    if max_length < 1 or max_ratio < 1:
+    check_sizes(vocab_size, model_type, character_coverage)
+    if max_length < 1 or not max_ratio >= 1:  # nor NaN
         raise ValueError(f"--max-length is {max_length} and --max-ratio {max_ratio}, but neither can be below 1")
     corpus = read_recipe(find_yaml("recipe", recipe, recipes), source, target)
     languages = corpus.source, corpus.target
@@ -72,6 +73,11 @@ def prepare(
     with processes(workers) as pool, alone_with(out):
 
         def texts() -> dict[str, int]:
+            missing = [
+                archive.file_name for archive in corpus.archives.values() if not (raw / archive.file_name).is_file()
+            ]
+            if missing:
+                print(f"to download, because {raw} has it not: {', '.join(missing)}", flush=True)
             archives = {name: download(archive, raw) for name, archive in corpus.archives.items()}
             extracted = out / "extracted"
             found = write_texts(corpus, _places(corpus, archives, extracted), out / "text", pool, 4 * workers, distinct)

@@ -1,15 +1,19 @@
 """Recipes: which archives hold a corpus, which of their files are which part of it, and how to read them."""
 
+import re
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from moec_fairseq.corpus.output import check_languages
+from moec_fairseq.prepare.archives import TAR
 
 USES = ("train", "valid", "test")
+_LAYOUTS = re.compile(r"(\.(sgml?|xml|txt|gz))+$")  # endings that stand after the language
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ def read_recipe(path: Path, source: str | None = None, target: str | None = None
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        _check_keys(content, ("source", "target", "archives", "parts", "valid_every"))
         recipe = Recipe(
             path.stem,
             content["source"],
@@ -90,14 +95,21 @@ def read_recipe(path: Path, source: str | None = None, target: str | None = None
             [_part(values) for values in content["parts"]],
             content.get("valid_every"),
         )
-    except (KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{path} is no recipe ({reason}); data/README.md describes them") from error
     _check(recipe, path)
     return _directed(recipe, source, target)
 
 
+def _check_keys(values: Mapping[str, Any], known: Collection[str]) -> None:
+    for key in values:
+        if key not in known:
+            raise KeyError(f"{key} is none of {', '.join(known)}")
+
+
 def _part(values: dict[str, Any]) -> Part:
+    _check_keys(values, ("use", "texts"))
     texts = {}
     for language, place in values["texts"].items():
         archive, _, member = place.partition(":")
@@ -118,6 +130,8 @@ def _check(recipe: Recipe, path: Path) -> None:
         for archive, _ in part.texts.values():
             if archive not in recipe.archives:
                 raise ValueError(f"{path}: a part for {part.use} is in {archive!r}, which is not among the archives")
+        _check_sides(recipe, part, path)
+    _check_members(recipe, path)
     for use in USES:
         if not any(part.use == use for part in recipe.parts) and not (use == "valid" and recipe.valid_every):
             raise ValueError(f"{path}: no part is for {use}; add one" + (", or valid_every" if use == "valid" else ""))
@@ -128,6 +142,12 @@ def _check_values(recipe: Recipe, path: Path) -> None:
         if not isinstance(language, str):
             raise ValueError(f"{path}: {language!r} is no language; put a code such as no in quotes")
     check_languages(recipe.source, recipe.target)
+    for archive in recipe.archives.values():
+        for key, value in asdict(archive).items():
+            kind = int if key == "bytes" else str
+            if not isinstance(value, kind) and value is not None:
+                wanted = "a whole number" if kind is int else "text, in quotes"
+                raise ValueError(f"{path}: {key} of archive {archive.name} is {value!r}, but must be {wanted}")
     every = recipe.valid_every
     if every is not None and (type(every) is not int or every < 2):
         raise ValueError(f"{path}: valid_every is {every!r}, but must be a whole number from 2")
@@ -136,6 +156,31 @@ def _check_values(recipe: Recipe, path: Path) -> None:
         raise ValueError(
             f"{path}: two archives would have the name {common[0][0]}; give one of them another with file:"
         )
+
+
+def _check_sides(recipe: Recipe, part: Part, path: Path) -> None:
+    """Raise ValueError if both sides are the same text, or the names say that they are exchanged."""
+    if part.texts[recipe.source] == part.texts[recipe.target]:
+        raise ValueError(
+            f"{path}: both sides of a part for {part.use} are {':'.join(filter(None, part.texts[recipe.source]))}, but "
+            "each must have a file; split a file of two columns first"
+        )
+    other = {recipe.source: recipe.target, recipe.target: recipe.source}
+    for language, (archive, member) in part.texts.items():
+        name = member or recipe.archives[archive].file_name
+        if _LAYOUTS.sub("", name).endswith(f".{other[language]}"):
+            raise ValueError(
+                f"{path}: {name} is taken for {language}; exchange the two sides of this part for {part.use}"
+            )
+
+
+def _check_members(recipe: Recipe, path: Path) -> None:
+    """Raise ValueError if an archive is not used as what it is: one text, or several."""
+    whole = {archive for part in recipe.parts for archive, member in part.texts.values() if member is None}
+    for part in recipe.parts:
+        for name, member in part.texts.values():
+            if name in whole and (member or recipe.archives[name].file_name.endswith(TAR)):
+                raise ValueError(f"{path}: a part for {part.use} must say which file of {name} it is, as {name}:FILE")
 
 
 def _directed(recipe: Recipe, source: str | None, target: str | None) -> Recipe:

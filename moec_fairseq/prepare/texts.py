@@ -76,7 +76,8 @@ def write_texts(
                     first = recipe.valid_every - 1 - trained % recipe.valid_every
                     trained += len(pairs)
                     held_out = pairs[first :: recipe.valid_every]
-                    counts["valid: kept"] += len(held_out)
+                    for key in ("train: held out for validation", "valid: read", "valid: kept"):
+                        counts[key] += len(held_out)
                     write("valid", held_out)
                     del pairs[first :: recipe.valid_every]
                 counts[f"{part.use}: kept"] += len(pairs)

@@ -35,7 +35,7 @@ class Server:
                     self.send_error(404)
                     return
                 content = path.read_bytes()
-                etag = f'"{server.version}"'
+                etag = f'"{server.version}"' if server.version.isdigit() else f'W/"{server.version}"'
                 start = 0
                 if asked and self.headers.get("If-Range") in (None, etag):
                     start = int(asked.removeprefix("bytes=").removesuffix("-"))

@@ -29,7 +29,7 @@ def archive(server, **known):
 def test_a_file_comes_once(tmp_path, web):
     known = {
         "bytes": len(CONTENT),
-        "sha256": hashlib.sha256(CONTENT).hexdigest(),
+        "sha256": hashlib.sha256(CONTENT).hexdigest().upper(),
         "md5": hashlib.md5(CONTENT).hexdigest(),
     }
     for _ in range(2):
@@ -68,7 +68,7 @@ def test_a_file_that_has_changed_meanwhile_comes_anew(tmp_path, web):
     "known, message",
     [
         ({"bytes": 7}, "has 10240 bytes instead of 7"),
-        ({"md5": "x"}, "has the md5 checksum [0-9a-f]{32} instead of x"),
+        ({"md5": "X"}, "has the md5 checksum [0-9a-f]{32} instead of X"),
         ({"sha256": "x"}, "has the sha256 checksum [0-9a-f]{64} instead of x"),
     ],
 )
@@ -121,6 +121,20 @@ def test_a_wrong_file_of_the_user_stays(tmp_path, web):
     with pytest.raises(ValueError, match="has 4 bytes instead of 7; remove it and start again"):
         download(archive(web, bytes=7), tmp_path)
     assert (tmp_path / "a.tgz").read_bytes() == b"mine" and web.requests == []
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path, web, monkeypatch):
+    monkeypatch.setattr(module.os, "access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(ValueError, match=r"has no a\.tgz, and cannot be written to; get it from http"):
+        download(archive(web), tmp_path)
+
+
+def test_a_server_that_always_begins_anew_is_given_up(tmp_path, web):
+    web.break_after["/a.tgz"] = [900, 1000, *range(800, 900)]
+    web.version = "weak"
+    with pytest.raises(ValueError, match="the connection ended after"):
+        download(archive(web), tmp_path)
+    assert len(web.requests) == 2 + module.TRIES
 
 
 def test_no_such_file(tmp_path, server):

@@ -1,5 +1,6 @@
 """The whole chain on archives in the published layouts, over HTTP on this machine."""
 
+import random
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -7,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from moec_fairseq.corpus.segment import train_model
 from moec_fairseq.prepare.archives import extract
+from moec_fairseq.prepare.pieces import _segment
 from moec_fairseq.prepare.pipeline import _places
 from moec_fairseq.prepare.recipe import read_recipe
 from moec_fairseq.prepare.texts import write_texts
@@ -68,15 +71,12 @@ def test_from_the_web_to_binary_data(tmp_path, server, local_recipe):
     assert (tmp_path / "other/binary/train.de-en.de.bin").exists()
 
 
-def test_unknown_characters_stay_in_the_text(tmp_path):
-    from moec_fairseq.corpus.segment import train_model
-    from moec_fairseq.prepare.pieces import _segment
-
+def test_what_the_pieces_do_not_know_is_no_word_of_its_own(tmp_path):
     for language in ("en", "de"):
         (tmp_path / f"train.{language}").write_text("a b c\n" * 9)
     train_model((tmp_path / "train.en", tmp_path / "train.de"), 10, "char", 1.0, tmp_path / "spm.model")
     sides, read, dropped = _segment(tmp_path / "spm.model", None, [("a b", "a ü"), ("c", "")])
-    assert sides == ("\u2581 a \u2581 b\n\u2581 c\n", "\u2581 a \u2581 ü\n\n") and read == 2 and not dropped
+    assert sides == ("\u2581 a \u2581 b\n\u2581 c\n", "\u2581 a \u2581 <unk>\n\n") and read == 2 and not dropped
 
 
 def texts(recipe, raw, out, distinct=False):
@@ -96,6 +96,9 @@ def test_talks(tmp_path):
     test = [line for number in range(5) for line in published.pairs(4, "de", "en", 10 + number)[1]]
     assert lines(tmp_path / "out/test.en") == test
     assert counts["train: read"] == 236 and counts["train: metadata"] == 6 and counts["valid: kept"] == 10
+    assert counts["train: read"] == sum(
+        counts[f"train: {rule}"] for rule in ("metadata", "held out for validation", "kept")
+    )
 
 
 @pytest.mark.parametrize("target", ["de", "fr"])
@@ -159,6 +162,29 @@ def test_a_truncated_archive(tmp_path):
     assert not (tmp_path / "out" / reference.replace("/", "_")).exists()
 
 
+@pytest.mark.parametrize("ending", ["tgz", "tar.bz2", "tar.xz"])
+def test_a_wrong_byte_in_an_archive(tmp_path, ending):
+    text = bytes(random.Random(1).choices(range(256), k=3000))  # which compression leaves as it is
+    path = tmp_path / f"a.{ending}"
+    published.tar(path, {"x": text}, {"tgz": "w:gz", "tar.bz2": "w:bz2", "tar.xz": "w:xz"}[ending])
+    assert extract(path, {"x"}, tmp_path)["x"].read_bytes() == text
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"is broken \(.*\); remove it"):
+        extract(path, {"x"}, tmp_path)
+
+
+def test_ctrl_c_while_pieces_are_learned(tmp_path, monkeypatch):
+    def interrupted(path):
+        yield "a"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("moec_fairseq.corpus.segment.lines", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_model((tmp_path, tmp_path), 10, "char", 1.0, tmp_path / "spm.model")
+
+
 def test_a_member_that_is_not_there(tmp_path):
     published.giga(tmp_path)
     with pytest.raises(ValueError, match=r"has no other\.en; it has giga-fren"):
@@ -182,6 +208,9 @@ def test_the_wrong_language(tmp_path):
     (["wmt99"], "error: there is no recipe wmt99"),
     (["wmt14_en_de", "--workers", "0"], "error: --workers is 0"),
     (["wmt14_en_de", "--max-ratio", "0.5"], "neither can be below 1"),
+    (["wmt14_en_de", "--max-ratio", "nan"], "neither can be below 1"),
+    (["wmt14_en_de", "--vocab-size", "0"], "vocabulary size 0 is not possible"),
+    (["wmt14_en_de", "--character-coverage", "0.5"], "character coverage 0.5 is not possible"),
 ])  # fmt: skip
 def test_bad_input_is_one_sentence(tmp_path, arguments, sentence):
     done = prepare("--recipes", ROOT / "data", *arguments, cwd=tmp_path)

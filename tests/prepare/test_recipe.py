@@ -55,6 +55,15 @@ parts:
     ("parts:", "parts: [", "is no recipe"),
     ("target: de", "target: no", "False is no language; put a code such as no in quotes"),
     ("target: de", "target: en", "source and target are both 'en'"),
+    ("parts:", "valid_evry: 23\nparts:", "valid_evry is none of source, target"),
+    ("use: valid,", "use: valid, weight: 2,", "weight is none of use, texts"),
+    ("url: \"http://x/a.tgz\"", "url: 7", "url of archive a is 7, but must be text, in quotes"),
+    ("licence: none}", "licence: none, bytes: \"7\"}", "bytes of archive a is '7', but must be a whole number"),
+    ("licence: none}", "licence: none, md5: 12345}", "but must be text, in quotes"),
+    ('"a:x.en", de: "a:x.de"', '"a:x.de", de: "a:x.en"', "x.de is taken for en; exchange the two sides"),
+    ('"a:x.en", de: "a:x.de"', '"a:s.de.sgm", de: "a:r.en.sgm"', "s.de.sgm is taken for en; exchange"),
+    ('"a:x.en", de: "a:x.de"', '"a:x.tsv", de: "a:x.tsv"', "both sides of a part for train are a:x.tsv"),
+    ('"a:x.en", de: "a:x.de"', '"a", de: "a:x.de"', "must say which file of a it is, as a:FILE"),
     ("parts:", "valid_every: 1\nparts:", "valid_every is 1, but must be a whole number from 2"),
     ("licence: none}}", "licence: none}, b: {url: 'http://y/a.tgz', licence: none}}", "would have the name a.tgz"),
 ])  # fmt: skip
@@ -63,4 +72,7 @@ def test_recipes_that_make_no_sense(tmp_path, old, new, message):
     read_recipe(tmp_path / "x.yaml")
     (tmp_path / "x.yaml").write_text(GOOD.replace(old, new, 1))
     with pytest.raises(ValueError, match=message):
+        read_recipe(tmp_path / "x.yaml")
+    (tmp_path / "x.yaml").write_bytes(b"source: \xff")
+    with pytest.raises(ValueError, match=r"x\.yaml is no recipe \(UnicodeDecodeError"):
         read_recipe(tmp_path / "x.yaml")
