@@ -15,6 +15,11 @@ def _problems(config: Any) -> list[tuple[bool, str]]:
             "add --fp16-no-flatten-grads or --memory-efficient-fp16, or give --bf16.",
         ),
         (
+            common.amp and not common.cpu,
+            "--amp scales the gradients of each process by itself, and leaves out an update where one has grown too "
+            "large, which others with other experts do not notice; give --bf16, or --fp16 --fp16-no-flatten-grads.",
+        ),
+        (
             distributed.ddp_backend not in DDP_BACKENDS,
             f"--ddp-backend {distributed.ddp_backend} would share out the experts a second time; "
             "give --ddp-backend legacy_ddp or pytorch_ddp.",

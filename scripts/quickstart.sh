@@ -32,12 +32,14 @@ source "$root/scripts/ui.sh"
 interrupted="Interrupted. The same command goes on where it was."
 
 # The models differ in nothing but these options. A dense model has one expert: the same active size.
-declare -A variants=(
-  [moec]="--moe-expert-count 8 --moec-cluster-count 2 --moec-variance intra_cv --moec-expert-dropout 0.5"
-  [moec-nodropout]="--moe-expert-count 8 --moec-cluster-count 2 --moec-variance intra_cv --moec-expert-dropout 0"
-  [moe]="--moe-expert-count 8 --moec-cluster-count 1 --moec-variance none --moec-expert-dropout 0"
-  [dense]="--moe-expert-count 1 --moec-cluster-count 1 --moec-variance none --moec-expert-dropout 0"
-)
+variant_of() { # variant_of MODEL: its options
+  case $1 in
+    moec) echo --moe-expert-count 8 --moec-cluster-count 2 --moec-variance intra_cv --moec-expert-dropout 0.5 ;;
+    moec-nodropout) echo --moe-expert-count 8 --moec-cluster-count 2 --moec-variance intra_cv --moec-expert-dropout 0 ;;
+    moe) echo --moe-expert-count 8 --moec-cluster-count 1 --moec-variance none --moec-expert-dropout 0 ;;
+    dense) echo --moe-expert-count 1 --moec-cluster-count 1 --moec-variance none --moec-expert-dropout 0 ;;
+  esac
+}
 architecture=(
   --arch moec_transformer --share-all-embeddings --dropout 0.1
   --encoder-layers 3 --encoder-embed-dim 128 --encoder-ffn-embed-dim 512 --encoder-attention-heads 4
@@ -188,7 +190,7 @@ followed() { # followed KIND TOTAL LOG WHAT COMMAND...: run a fairseq command wi
 
 train() {
   local variant every=$(((max_update + 7) / 8)) never=1000000
-  read -ra variant <<<"${variants[$model]}"
+  read -ra variant <<<"$(variant_of "$model")"
   echo "$max_update" >"$run/.updates"
   # No thread that reads ahead (data buffer): still at work when the training ends, it can make fairseq abort.
   # Saved and validated eight times, not at every epoch: an interruption loses little, and an epoch of a short text is soon over.
@@ -199,6 +201,14 @@ train() {
     --save-interval-updates "$every" --validate-interval-updates "$every" --keep-interval-updates 1 \
     --save-interval "$never" --validate-interval "$never" --no-epoch-checkpoints \
     --log-format json --log-interval "$log_interval" --num-workers 0 --data-buffer-size 0
+}
+
+train_further() { # more updates train on from the checkpoint that is there; for fewer it is already too old
+  local planned
+  planned=$(cat "$run/.updates" 2>/dev/null || echo 0)
+  ((planned <= max_update)) || rm -rf "$run"
+  ((planned == max_update)) || rm -f "$run/.finished"
+  step_alone "Training $model for $max_update updates" "$run" train
 }
 
 translate() {
@@ -221,6 +231,7 @@ export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} PYTHONWARNINGS=ignore PYTHONU
 device=(--distributed-world-size 1)
 if [[ -n $cpu ]] || ! python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
   device=(--cpu)
+  export CUDA_VISIBLE_DEVICES= # where fairseq sees a GPU it clips gradients there, --cpu or not
   echo "  ready; training on the CPU, $OMP_NUM_THREADS threads"
 else
   echo "  ready; training on the GPU"
@@ -243,13 +254,9 @@ step "Cutting words into pieces" "$work/pieces" segment
 step "Preparing the data for fairseq" "$work/binary" preprocess
 
 run=$work/$model-seed$seed
-depends_on "model ${architecture[*]} ${variants[$model]} ${training[*]} seed $seed"
+depends_on "model ${architecture[*]} $(variant_of "$model") ${training[*]} seed $seed"
 log_interval=$((max_update < 100 ? 1 : 10))
-planned=$(cat "$run/.updates" 2>/dev/null || echo 0)
-# More updates train on from the checkpoint that is there; for fewer it is already too old.
-((planned <= max_update)) || rm -rf "$run"
-((planned == max_update)) || rm -f "$run/.finished"
-step "Training $model for $max_update updates" "$run" train
+alone "$work/.$(basename "$run").lock" train_further
 
 depends_on "updates $max_update"
 step "Translating the test sentences" "$run/translations" translate

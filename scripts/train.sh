@@ -15,7 +15,7 @@
 #   --active-env   use the environment that is active now instead of .venv in the checkout
 #   --help         show this text
 #
-# Started by torchrun or by srun with several tasks, it runs the one rank that their variables name.
+# Started by srun with several tasks or by torchrun --no-python, it runs the one rank that their variables name.
 # Experts are shared by all processes. When a rank dies, all are stopped and the reason is shown; started again,
 # training goes on from the last checkpoint.
 #

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -70,6 +71,7 @@ def once(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
         folder, filled = session / f"once-{name}", session / f"once-{name}.filled"
         with alone_with(filled):
             if not filled.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of another process, in which it failed
                 folder.mkdir()
                 fill(folder)
                 filled.touch()

@@ -7,7 +7,7 @@ from moec_fairseq.preflight import check
 
 def config(**options):
     values = {
-        "fp16": False, "fp16_no_flatten_grads": False, "memory_efficient_fp16": False, "cpu": False,
+        "amp": False, "fp16": False, "fp16_no_flatten_grads": False, "memory_efficient_fp16": False, "cpu": False,
         "model_parallel_size": 1, "ddp_backend": "pytorch_ddp", "zero_sharding": "none", "use_bmuf": False,
         "distributed_backend": "nccl", "moec_evaluation": "gathered", "eval_bleu": False,
         "write_checkpoints_asynchronously": False, **options,
@@ -22,6 +22,7 @@ def config(**options):
     "options, way_out",
     [
         ({"fp16": True}, "add --fp16-no-flatten-grads or --memory-efficient-fp16, or give --bf16"),
+        ({"amp": True}, "--amp scales .* give --bf16, or --fp16 --fp16-no-flatten-grads"),
         ({"ddp_backend": "fully_sharded"}, "give --ddp-backend legacy_ddp or pytorch_ddp"),
         ({"ddp_backend": "slowmo"}, "--ddp-backend slowmo"),
         ({"cpu": True}, "does not start on a CPU; give --ddp-backend legacy_ddp"),
@@ -46,7 +47,7 @@ def test_what_cannot_work_is_refused_with_the_way_out(options, way_out):
         {"fp16": True, "memory_efficient_fp16": True},
         {"moec_evaluation": "exchanged"},
         {"eval_bleu": True},
-        {"ddp_backend": "legacy_ddp", "cpu": True, "distributed_backend": "gloo"},
+        {"ddp_backend": "legacy_ddp", "cpu": True, "distributed_backend": "gloo", "amp": True},
     ],
 )
 def test_what_works_is_not(options):

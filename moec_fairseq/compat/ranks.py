@@ -89,7 +89,7 @@ def watch_batches(train_step: Callable[..., Any]) -> Callable[..., Any]:
     """Set ``is_dummy_batch`` of criterions that have it, and note whether a loss of this rank was not finite.
 
     Reason: a rank that has run out of data gets a batch whose gradient fairseq ignores, so that ranks stay in step.
-    Only the task hears of it, but its tokens must not enter the sums that the router losses of all ranks are made of.
+    Only the task hears of it, but no expert and no router loss of any rank must see its tokens.
     And only here are losses still those of one rank; fairseq's message on NaN names none.
     """
 

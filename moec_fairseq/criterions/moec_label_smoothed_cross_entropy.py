@@ -78,7 +78,7 @@ class MoECLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion)
 
     def forward(self, model: Any, sample: dict[str, Any], reduce: bool = True) -> tuple[Any, Any, dict[str, Any]]:
         """Return (loss, sample size, logging output), sums over the sample."""
-        with model.record_routing() as records:
+        with model.record_routing(self.is_dummy_batch) as records:
             loss, sample_size, logging_output = super().forward(model, sample, reduce=reduce)
         if self.num_layers:
             gate_loss, sums = self._router_losses(records, loss.device, model.training)

@@ -95,6 +95,8 @@ def main() -> None:
     # with torchrun's own variables torch would look for its agent's store at our port
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")}
     environment = inherited | {"OMP_NUM_THREADS": str(threads)}
+    if gpus == 0:
+        environment["CUDA_VISIBLE_DEVICES"] = ""  # where fairseq sees a GPU it clips gradients there, cpu or not
     if options.dry_run:
         for command in commands.values():
             print(f"OMP_NUM_THREADS={threads} {shlex.join(command)}")

@@ -21,7 +21,7 @@ def check_nothing_missing(config: Path, overrides: Sequence[str]) -> None:
         ValueError: one is not; names it.
     """
     given = {override.lstrip("+").partition("=")[0] for override in overrides} | {"common.user_dir"}
-    for path in _with_defaults(config):
+    for path in _with_defaults(config, overrides):
         for key in _left_open(OmegaConf.to_container(OmegaConf.load(path))):
             if key not in given:
                 raise ValueError(f"{key} is missing, which {path} leaves to you; give {key}=VALUE.")
@@ -34,7 +34,7 @@ def check_data(config: Path, overrides: Sequence[str]) -> None:
         ValueError: it is not; says where it was expected.
     """
     wanted = ""
-    for path in _with_defaults(config):
+    for path in _with_defaults(config, overrides):
         task = OmegaConf.to_container(OmegaConf.load(path)).get("task") or {}
         wanted = str(task.get("data") or wanted)
     for override in overrides:
@@ -50,18 +50,20 @@ def check_data(config: Path, overrides: Sequence[str]) -> None:
         )
 
 
-def _with_defaults(config: Path) -> Iterator[Path]:
-    """Yield the file and those that its list of defaults (of hydra) names.
+def _with_defaults(config: Path, overrides: Sequence[str]) -> Iterator[Path]:
+    """Yield the file and those that its list of defaults (of hydra) names, or an override such as corpus=NAME instead.
 
     Raises:
         ValueError: one is not there.
     """
     yield config
+    given = dict(override.split("=", 1) for override in overrides)
     for default in OmegaConf.load(config).get("defaults", []):
         for group, name in default.items() if not isinstance(default, str) else ():
-            path = config.parent / group / f"{name}.yaml"
+            path = config.parent / group / f"{given.get(group, name)}.yaml"
             if not path.is_file():
-                raise ValueError(f"{config} names {group}: {name}, but there is no {path}; make it or name another.")
+                who = f"{group}={given[group]}" if group in given else f"{config} names {group}: {name}"
+                raise ValueError(f"{who}, but there is no {path}; make it or name another.")
             yield path
 
 
@@ -71,6 +73,11 @@ def _left_open(content: Any, path: str = "") -> Iterator[str]:
             yield from _left_open(value, f"{path}.{key}" if path else key)
     elif content == "???":
         yield path
+
+
+def _quoted(text: str) -> str:
+    """Return text as hydra reads it, whatever characters it has."""
+    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", text) + "'"
 
 
 def rank_command(job: Job, rank: int, config: Path, overrides: Sequence[str], gpus: int, patience: int) -> list[str]:
@@ -85,7 +92,7 @@ def rank_command(job: Job, rank: int, config: Path, overrides: Sequence[str], gp
         patience: seconds that a rank waits for the others.
     """
     own = [
-        f"common.user_dir={ROOT}",
+        f"common.user_dir={_quoted(str(ROOT))}",
         # stay where the user stands, so that relative paths mean what he means
         "hydra.run.dir=.",
         "hydra.output_subdir=null",

@@ -79,7 +79,10 @@ def run(
     paths = {rank: logs / f"rank-{rank}.log" for rank in commands}
     with ExitStack() as logs_of_ours:
         for path in paths.values():
-            otherwise = f"another training is writing {path}; give this one a --logs DIR of its own."
+            otherwise = (
+                f"another training is writing {path}; wait for it, or give this one a --logs DIR and a "
+                "checkpoint.save_dir of its own."
+            )
             logs_of_ours.enter_context(alone_with(path, otherwise))
         _run(commands, paths, environment, patience)
 

@@ -83,9 +83,12 @@ class MoELayer(nn.Module):
     def difference(self, hidden_LBD: Tensor, padding_mask_BL: Tensor | None = None) -> Tensor:
         """Return y − h = α·(E(h) − h), (L, B, D); 0 for padding and for tokens above capacity."""
         hidden_PD = hidden_LBD.reshape(-1, hidden_LBD.shape[-1])
-        if padding_mask_BL is None:
+        if self.book.is_dummy:
+            token_T = torch.arange(0, device=hidden_PD.device)
+        elif padding_mask_BL is None:
             return self._shuffled_difference(hidden_PD).view_as(hidden_LBD)
-        token_T = (~padding_mask_BL).t().reshape(-1).nonzero().squeeze(1)
+        else:
+            token_T = (~padding_mask_BL).t().reshape(-1).nonzero().squeeze(1)
         difference_TD = self._shuffled_difference(hidden_PD.index_select(0, token_T))
         return torch.zeros_like(hidden_PD).index_add(0, token_T, difference_TD).view_as(hidden_LBD)
 

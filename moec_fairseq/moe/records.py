@@ -31,10 +31,14 @@ class RecordBook:
 
     fairseq's layer loops drop extra outputs of a layer, so the records leave on this side road. Generation never opens
     the book, so that decoding keeps nothing.
+
+    Attributes:
+        is_dummy: the batch of now only keeps this process in step with others; none of its tokens is routed.
     """
 
     def __init__(self) -> None:
         self._records: list[LayerRecord] | None = None
+        self.is_dummy = False
 
     @property
     def is_open(self) -> bool:
@@ -47,10 +51,11 @@ class RecordBook:
             self._records.append(record)
 
     @contextmanager
-    def open(self) -> Iterator[list[LayerRecord]]:
+    def open(self, is_dummy: bool = False) -> Iterator[list[LayerRecord]]:
         """Collect the records of the forward passes made in this context."""
-        outer, self._records = self._records, []
+        outer = self._records, self.is_dummy
+        self._records, self.is_dummy = [], is_dummy
         try:
             yield self._records
         finally:
-            self._records = outer
+            self._records, self.is_dummy = outer

@@ -40,14 +40,17 @@ class TokenShuffle:
         self.ranks = ranks
 
     def scatter(self, tokens_TD: Tensor) -> Shuffled:
-        """Send each token to a random partner, (almost) the same number to each."""
-        num_ranks = self.ranks.shard.num_ranks
+        """Send each token to a random partner, (almost) the same number to each that has tokens itself.
+
+        Who has none has a dummy batch, whose gradients fairseq ignores: it must not route the tokens of others.
+        """
+        partners = self.ranks.partners
         order_T = torch.randperm(len(tokens_TD), device=tokens_TD.device)
-        send = [len(part) for part in torch.arange(len(tokens_TD)).tensor_split(num_ranks)]
-        send_R = torch.tensor(send, device=tokens_TD.device)
-        receive_R = torch.empty_like(send_R)
-        dist.all_to_all_single(receive_R, send_R, group=self.ranks.partners)
-        receive = receive_R.tolist()
+        lengths_R = order_T.new_empty(self.ranks.shard.num_ranks)
+        dist.all_gather(list(lengths_R.chunk(len(lengths_R))), order_T.new_tensor([len(tokens_TD)]), group=partners)
+        lengths, rank = lengths_R.tolist(), dist.get_rank(partners)
+        send = _shares(len(tokens_TD), lengths)
+        receive = [_shares(length, lengths)[rank] for length in lengths]
         rows = UnequalAllToAll.apply(self.ranks.partners, tokens_TD.index_select(0, order_T), send, receive)
         return Shuffled(rows, order_T, send, receive)
 
@@ -55,3 +58,12 @@ class TokenShuffle:
         """Bring values back to the places of their tokens."""
         rows = UnequalAllToAll.apply(self.ranks.partners, values_TD, shuffled.receive, shuffled.send)
         return rows.index_select(0, torch.argsort(shuffled.order_T))
+
+
+def _shares(tokens: int, lengths: list[int]) -> list[int]:
+    """Return how many of a rank's tokens go to each, by the numbers of tokens of all."""
+    ranks = [rank for rank, length in enumerate(lengths) if length]
+    shares = [0] * len(lengths)
+    for place, rank in enumerate(ranks):
+        shares[rank] = tokens // len(ranks) + (place < tokens % len(ranks))
+    return shares

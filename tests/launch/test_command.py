@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from moec_fairseq.launch.command import check_data, check_nothing_missing, rank_command
 from moec_fairseq.launch.job import Job
@@ -38,6 +39,18 @@ def test_values_left_to_the_user_in_a_list_of_defaults(tmp_path):
     with pytest.raises(ValueError, match=r"^task\.data is missing, which .*own\.yaml leaves to you"):
         check_nothing_missing(config, [])
     check_nothing_missing(config, ["task.data=here"])
+    (tmp_path / "corpus/other.yaml").write_text("task:\n  data: here\n")
+    check_nothing_missing(config, ["corpus=other"])
+    with pytest.raises(ValueError, match=r"^corpus=none, but there is no .*none\.yaml"):
+        check_nothing_missing(config, ["corpus=none"])
+
+
+@pytest.mark.parametrize("folder", ["/a (copy)/ü", "/it's/x", "/a=b,c/{d}", "/back\\'slash"])
+def test_a_checkout_may_lie_anywhere(monkeypatch, folder):
+    monkeypatch.setattr("moec_fairseq.launch.command.ROOT", folder)
+    command = rank_command(Job(1, range(1), None), 0, Path("x.yaml"), [], 0, 60)
+    (override,) = (argument for argument in command if argument.startswith("common.user_dir="))
+    assert OverridesParser.create().parse_override(override).value() == folder
 
 
 def test_the_folder_of_the_data(tmp_path):

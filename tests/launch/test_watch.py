@@ -76,7 +76,9 @@ def test_a_screen_that_has_gone_holds_up_nobody(tmp_path):
 
 def test_two_trainings_do_not_share_their_logs(tmp_path):
     with alone_with(tmp_path / "rank-1.log"):
-        with pytest.raises(ValueError, match=r"another training is writing .*rank-1\.log; give this one a --logs DIR"):
+        with pytest.raises(
+            ValueError, match=r"another training is writing .*rank-1\.log; wait for it, or give this one"
+        ):
             run({0: python(WELL), 1: python(WELL)}, tmp_path, os.environ)
         run({0: python(WELL)}, tmp_path, os.environ)
     run({0: python(WELL), 1: python(WELL)}, tmp_path, os.environ)

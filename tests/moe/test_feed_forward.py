@@ -31,7 +31,7 @@ def gradients(function, block, tokens, counts):
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("counts", [[2, 0, 3, 1], [90, 60, 0, 70], [5, 300, 40, 40], [0, 0, 0, 7]])
-def test_against_autograd(activation, counts):
+def test_against_autograd(activation, counts, threads):
     block = ExpertSublayer(Shard(4), 6, 10, activation)
     randomise(block)
     tokens = torch.randn(sum(counts), 6)

@@ -13,14 +13,6 @@ from .stubs import quick
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(params=[1, 2, 3])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 def test_every_expert_with_tokens_is_called_once(threads):
     @quick
     @given(st.lists(st.integers(0, 200), max_size=20))
@@ -65,7 +57,7 @@ def test_an_error_of_an_expert_reaches_the_caller(threads):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_process_starts_its_own_threads():
+def test_a_forked_process_starts_its_own_threads(threads):
     def count():
         called = []
         for_each_expert(called.append, [500] * 8, CPU)

@@ -150,10 +150,9 @@ def test_two_machines_started_by_torchrun_train_one_model(tmp_path, reversal_dat
     for node in range(2):
         command = [
             sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
-            "--node-rank", str(node),
-            "--master-addr", "127.0.0.1", "--master-port", str(port), "-m", "moec_fairseq.launch", "moec_transformer",
-            "--configs", str(SCRIPT.parents[1] / "configs"), f"task.data={reversal_data}", "checkpoint.save_dir=saved",
-            *SMALL,
+            "--node-rank", str(node), "--master-addr", "127.0.0.1", "--master-port", str(port), "--no-python",
+            "bash", str(SCRIPT), "--active-env", "moec_transformer", f"task.data={reversal_data}",
+            "checkpoint.save_dir=saved", *SMALL,
         ]  # fmt: skip
         agents.append(
             subprocess.Popen(
