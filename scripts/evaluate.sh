@@ -13,7 +13,8 @@
 #   --subset NAME        another part, such as valid
 #   --test-set NAME      a test set of sacrebleu, such as wmt14/full
 #   --input FILE         plain text, compared with
-#   --references FILE... one or several translations of it
+#   --references FILE... one or several translations of it; also for binary data of others, whose own references have
+#                        <<unk>> for words that the data do not know
 #   --tokenized          the text is tokenised: BLEU takes it as it is
 #   --remove-bpe KIND    how binary data of others is cut into pieces, subword_nmt or sentencepiece; default: by the
 #                        look of its dictionary
@@ -32,7 +33,8 @@
 #   --active-env         use the environment that is active now instead of .venv in the checkout
 #   --help               show this text
 #
-# Shows BLEU, chrF and TER of sacreBLEU, and BLEU of tokenised text with compounds split, each with its signature.
+# Shows BLEU, chrF and TER of sacreBLEU, and BLEU of tokenised text, also with compounds split (as papers on German
+# report it), each with its signature.
 # Finished steps are skipped when the command is given again.
 #
 # Example: bash scripts/evaluate.sh --checkpoints checkpoints/wmt14_en_de_moec/seed1 --test-set wmt14/full --table results.csv

@@ -27,17 +27,17 @@ def read_sentences(log: Iterable[str], kind: str) -> dict[int, str]:
     return dict(sorted(found.items()))
 
 
-def read_hypotheses(log: Iterable[str]) -> dict[int, str]:
+def read_hypotheses(log: Iterable[str], count: int = 0) -> dict[int, str]:
     """Return the best translation of each sentence, by sentence id, in the order of the ids.
 
-    Raises ValueError if the log holds no translations or lacks some. D lines are read: fairseq prints them after its
-    own post-processing (`--remove-bpe`), the best of an n-best list first.
+    Raises ValueError if the log holds no translations or lacks some, of `count` if that is known. D lines are read:
+    fairseq prints them after its own post-processing (`--remove-bpe`), the best of an n-best list first.
     """
     log = list(log)
     found, expected = read_sentences(log, "D"), set(read_sentences(log, "S"))
     if not found:
         raise ValueError("no line begins with D-; give what fairseq-generate prints without --quiet")
-    expected.update(found, range(max(expected | found.keys())))
+    expected.update(found, range(max(expected | found.keys())), range(count))
     if missing := sorted(expected - found.keys()):
         raise ValueError(
             f"{len(missing)} of {len(expected)} translations are missing, the first has the id {missing[0]};"

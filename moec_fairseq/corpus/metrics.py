@@ -11,6 +11,7 @@ from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 from sacremoses import MosesTokenizer
 
+TOKENISED = "BLEU, tokenised"
 COMPOUND_SPLIT = "BLEU, compounds split"
 
 Metrics = Mapping[str, Callable[[], Any]]
@@ -25,6 +26,12 @@ class Score:
     signature: str
 
 
+def language_of(code: str) -> str:
+    """Return the two letters by which sacreBLEU and Moses know a language, such as zh for zh_CN and zho_Hans."""
+    language = re.split("[-_]", code)[0].lower()
+    return {"zho": "zh", "jpn": "ja", "kor": "ko"}.get(language, language)
+
+
 def metrics(target: str, tokenized: bool) -> dict[str, Callable[[], Any]]:
     """Return sacreBLEU's metrics by name.
 
@@ -37,7 +44,7 @@ def metrics(target: str, tokenized: bool) -> dict[str, Callable[[], Any]]:
     """
 
     def bleu() -> BLEU:
-        return BLEU(tokenize="none", force=True) if tokenized else BLEU(trg_lang=target)
+        return BLEU(tokenize="none", force=True) if tokenized else BLEU(trg_lang=language_of(target))
 
     try:
         bleu()
@@ -67,8 +74,8 @@ def split_compounds(text: str) -> str:
     return re.sub(r"(\S)-(\S)", r"\1 ##AT##-##AT## \2", text)
 
 
-def compound_split_bleu(hypotheses: Sequence[str], references: References, target: str, tokenized: bool) -> Score:
-    """Return what papers before sacreBLEU report: BLEU of tokenised text, words with hyphens split.
+def tokenised_bleu(hypotheses: Sequence[str], references: References, target: str, tokenized: bool) -> dict[str, Score]:
+    """Return what papers before sacreBLEU report: BLEU of tokenised text, for German with words with hyphens split.
 
     Args:
         hypotheses: one for each sentence.
@@ -76,12 +83,17 @@ def compound_split_bleu(hypotheses: Sequence[str], references: References, targe
         target: their language, for Moses' tokeniser.
         tokenized: they are tokenised.
     """
-    tokens = (lambda text: text) if tokenized else _moses(target)
-    bleu = BLEU(tokenize="none", force=True, smooth_method="none")
-    texts = [[split_compounds(tokens(line)) for line in text] for text in (hypotheses, *references)]
-    value = bleu.corpus_score(texts[0], texts[1:]).score
+    tokens = (lambda text: text) if tokenized else _moses(language_of(target))
     tokenizer = "as given" if tokenized else f"sacremoses-{version('sacremoses')}"
-    return Score(round(value, 2), f"{bleu.get_signature()}|moses:{tokenizer}|compounds:split")
+    texts = [[tokens(line) for line in text] for text in (hypotheses, *references)]
+    found = {}
+    for name, changed in ((TOKENISED, None), (COMPOUND_SPLIT, split_compounds)):
+        bleu = BLEU(tokenize="none", force=True, smooth_method="none")
+        one, *others = [[changed(line) for line in text] for text in texts] if changed else texts
+        value = bleu.corpus_score(one, others).score
+        signature = f"{bleu.get_signature()}|moses:{tokenizer}" + ("|compounds:split" if changed else "")
+        found[name] = Score(round(value, 2), signature)
+    return found
 
 
 def _moses(language: str) -> Callable[[str], str]:

@@ -29,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="of prepare_data.sh, or binary data (default: that of the training)"
     )
-    parser.add_argument("--subset", default="test", metavar="NAME", help="part of the data (default: test)")
+    parser.add_argument("--subset", metavar="NAME", help="part of the data (default: test)")
     parser.add_argument("--test-set", metavar="NAME", help="of sacrebleu, such as wmt14/full, instead")
     parser.add_argument("--input", type=Path, dest="text", metavar="FILE", help="plain text to translate, instead")
     parser.add_argument(

@@ -22,17 +22,17 @@ class Wanted:
     """Which sentences the user asked for.
 
     Attributes:
-        subset: part of the data of the model, where nothing else is named.
+        subset: part of the data of the model; None: test, where nothing else is named.
         test_set: of sacrebleu.
         text: plain text.
-        references: plain texts that translations of ``text`` are compared with.
+        references: plain texts that translations of ``text``, or of binary data of others, are compared with.
         segmentation: how binary data of others is cut into pieces, as fairseq calls it.
 
     Raises:
         ValueError: they do not go together.
     """
 
-    subset: str
+    subset: str | None
     test_set: str | None
     text: Path | None
     references: list[Path]
@@ -42,8 +42,16 @@ class Wanted:
         """Refuse what does not go together."""
         if self.test_set and self.text:
             raise ValueError(f"--test-set {self.test_set} and --input {self.text} were both given; give one of them")
-        if self.references and not self.text:
-            raise ValueError("--references belong to --input; other sets have their own")
+        if self.references and self.test_set:
+            raise ValueError(f"--references were given, but {self.test_set} has its own; leave them out")
+        for option, value in (("--subset", self.subset), ("--remove-bpe", self.segmentation)):
+            if value and not self.is_of_data:
+                raise ValueError(f"{option} is for the data of the model, not for --test-set or --input; leave it out")
+
+    @property
+    def part(self) -> str:
+        """Return the part of the data of the model."""
+        return self.subset or "test"
 
     @property
     def is_of_data(self) -> bool:
@@ -55,7 +63,7 @@ class Wanted:
         """Return what to call them in the names of folders; texts of one name in two places differ."""
         if self.text:
             return f"{self.text.stem}_{sha256(str(self.text.resolve()).encode()).hexdigest()[:8]}"
-        return self.test_set or self.subset
+        return self.test_set or self.part
 
 
 def choose(data: DataOfModel, wanted: Wanted) -> EvaluationSet:
@@ -70,10 +78,15 @@ def choose(data: DataOfModel, wanted: Wanted) -> EvaluationSet:
         return from_sacrebleu(wanted.test_set, data.source, data.target)
     if wanted.text:
         return from_files(wanted.text, wanted.references)
-    subset = wanted.subset
+    part = wanted.part
     if data.prepared:
-        return from_prepared(data.prepared, subset, data.source, data.target)
-    return BinarySet(f"{data.name}/{subset}", data.binary, subset, wanted.segmentation or data.segmentation())
+        if wanted.references or wanted.segmentation:
+            raise ValueError(
+                f"--references and --remove-bpe are for binary data of others; {data.prepared} has its own"
+            )
+        return from_prepared(data.prepared, part, data.source, data.target)
+    segmentation = wanted.segmentation or data.segmentation()
+    return BinarySet(f"{data.name}/{part}", data.binary, part, segmentation, wanted.references)
 
 
 def from_sacrebleu(name: str, source: str, target: str) -> TextSet:
@@ -98,9 +111,12 @@ def from_sacrebleu(name: str, source: str, target: str) -> TextSet:
             "and --references"
         ) from error
     # sacrebleu leaves &amp; and the like in older sets; references stay, so that scores are those of sacrebleu
-    return TextSet(
-        name, [html.unescape(line) for line in lines(files[0])], [list(raw_lines(file)) for file in files[1:]]
-    )
+    texts = [[html.unescape(line) for line in lines(files[0])], *(list(raw_lines(file)) for file in files[1:])]
+    try:
+        check_lengths(dict(zip(map(str, files), texts, strict=True)))
+    except ValueError as error:
+        raise ValueError(f"{error}; remove {files[0].parent}, and sacrebleu gets it anew") from error
+    return TextSet(name, texts[0], texts[1:])
 
 
 def from_files(source: Path, references: list[Path]) -> TextSet:

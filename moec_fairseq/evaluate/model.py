@@ -71,19 +71,24 @@ class ModelFacts:
         data: the binary data of its training.
         source: language it translates from; None if the file does not say so.
         target: language it translates to, likewise.
-        cut_source_at: pieces after which training cut longer sources; None if it did not.
+        longest_source: most pieces of a source that it takes.
+        cuts_sources: training cut longer ones.
+        written: when the file was, in ns.
         signature: seed, experts, updates and the like, by name.
     """
 
     data: Path
     source: str | None
     target: str | None
-    cut_source_at: int | None
+    longest_source: int
+    cuts_sources: bool
+    written: int
     signature: dict[str, Any]
 
 
 def model_facts(path: Path) -> ModelFacts:
     """Read what a checkpoint, one file, says of itself."""
+    written = path.stat().st_mtime_ns
     state = load_state(path, optimizer=False)
     task, model, common = (settings.group(state, name) for name in ("task", "model", "common"))
     signature = {
@@ -97,6 +102,8 @@ def model_facts(path: Path) -> ModelFacts:
         Path(str(task.get("data", ""))),
         task.get("source_lang"),
         task.get("target_lang"),
-        int(task["max_source_positions"]) if task.get("truncate_source") else None,
+        min(int(group.get("max_source_positions") or 1024) for group in (task, model)),  # 1024: fairseq's default
+        bool(task.get("truncate_source")),
+        written,
         signature,
     )

@@ -10,7 +10,7 @@ from typing import Any
 from moec_fairseq.checkpoint.average import average as write_average
 from moec_fairseq.cli.locks import alone_with
 from moec_fairseq.cli.stages import Stages
-from moec_fairseq.corpus.metrics import COMPOUND_SPLIT, Metrics, Score, compound_split_bleu, metrics, score
+from moec_fairseq.corpus.metrics import Metrics, Score, metrics, score, tokenised_bleu
 from moec_fairseq.corpus.output import write_json
 from moec_fairseq.corpus.scoring import show_samples
 from moec_fairseq.corpus.text import raw_lines
@@ -21,7 +21,7 @@ from moec_fairseq.evaluate.report import add_row, comparison_table, read_table, 
 from moec_fairseq.evaluate.sets import TextSet, check_lengths
 from moec_fairseq.evaluate.significance import compare
 from moec_fairseq.evaluate.translate import Search
-from moec_fairseq.evaluate.translations import translated
+from moec_fairseq.evaluate.translations import keep_texts, translated
 
 FAIRSEQ_BLEU = "fairseq's BLEU4"
 _FAIRSEQ_RESULT = re.compile(r"Generate \S+ with beam=\d+: BLEU4 = ([\d.]+), (\S+) \(BP=([\d.]+)")
@@ -89,25 +89,31 @@ def evaluate(
     average_step = partial(write_average, selection.paths, model, merge=True)
     with alone_with(out):
         Stages(out).do("model", fingerprint, average_step, [model])
-    facts = model_facts(model)
+        facts = model_facts(model)
     place = DataOfModel(data, facts)
     kinds = metrics(place.target, tokenized)
+    if tokenized and wanted.test_set:
+        raise ValueError(f"--tokenized was given, but {wanted.test_set} is not tokenised; leave it out")
     chosen = choose(place, wanted)
     if isinstance(chosen, TextSet):
         check_lengths({chosen.name: chosen.source} | other)
+        if not chosen.references and (report.table or report.against):
+            raise ValueError("--table and --against need scores, and scores need --references; give them, too")
 
     folder = out / _folder_name(wanted, place, facts, search)
     folder.mkdir(exist_ok=True)
     with alone_with(folder):
         done = translated(chosen, model, fingerprint, facts, place, search, folder)
         known, hypotheses = done.known, done.hypotheses
+        check_lengths({"the source": known.source, "the translations": hypotheses} | other)
+        _check_same_source(report.against, known)
+        keep_texts(known, folder)
         if not known.references:
             print(f"{folder}: {len(hypotheses)} translations in translations.txt; no scores without --references")
             return
-        check_lengths({"the references": known.references[0], "the translations": hypotheses} | other)
 
         scores = score(hypotheses, known.references, kinds)
-        scores[COMPOUND_SPLIT] = compound_split_bleu(hypotheses, known.references, place.target, tokenized)
+        scores |= tokenised_bleu(hypotheses, known.references, place.target, tokenized)
         scores |= _score_of_fairseq(folder / "generate.log")
         row = {
             "system": report.name or selection.system,
@@ -140,6 +146,15 @@ def _folder_name(wanted: Wanted, place: DataOfModel, facts: ModelFacts, search: 
     other_data = wanted.is_of_data and place.binary.resolve() != facts.data.resolve()
     name = re.sub(r"\W+", "_", f"{place.name}_{wanted.name}" if other_data else wanted.name)
     return f"{name}-beam{search.beam}" + (f"-lenpen{search.lenpen:g}" if search.lenpen != 1 else "")
+
+
+def _check_same_source(against: Path | None, known: TextSet) -> None:
+    """Raise ValueError if translations that this project made are of other sentences."""
+    source = against and against.with_name("source.txt")
+    if source and source.is_file() and list(raw_lines(source)) != known.source:
+        raise ValueError(
+            f"--against {against} are translations of {source}, which are other sentences than {known.name}"
+        )
 
 
 def _score_of_fairseq(log: Path) -> dict[str, Score]:

@@ -11,7 +11,8 @@ from moec_fairseq.corpus.metrics import Score
 from moec_fairseq.corpus.output import complete_files
 from moec_fairseq.evaluate.significance import Comparison
 
-KEYS = ("system", "set", "model")  # a second row of the same takes the place of the first
+KEYS = ("system", "set", "model")
+IDENTITY = (*KEYS, "BLEU's signature")  # a second row of the same takes the place of the first
 
 
 def score_table(scores: Mapping[str, Score]) -> str:
@@ -44,6 +45,8 @@ def read_table(table: Path) -> list[dict[str, str]]:
     if table.suffix != ".csv":
         raise ValueError(f"--table is {table}, but must end in .csv; the same is written as Markdown beside it")
     if not table.is_file():
+        if (markdown := table.with_suffix(".md")).exists():
+            raise ValueError(f"--table {table} would write {markdown}, which is something else; give another name")
         return []
     with table.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file, restkey="", restval="")
@@ -57,7 +60,7 @@ def read_table(table: Path) -> list[dict[str, str]]:
 
 
 def add_row(table: Path, row: Mapping[str, str]) -> None:
-    """Put a row into a table of results, in the place of an older one with the same ``KEYS``.
+    """Put a row into a table of results, in the place of an older one of the same ``IDENTITY``, whose other cells stay.
 
     Args:
         table: FILE.csv, made if it is not there; FILE.md shows the same.
@@ -68,9 +71,9 @@ def add_row(table: Path, row: Mapping[str, str]) -> None:
     """
     with alone_with(table):
         rows = read_table(table)
-        identity = [row[key] for key in KEYS]
-        place = next((n for n, old in enumerate(rows) if [old[key] for key in KEYS] == identity), len(rows))
-        rows[place : place + 1] = [dict(row)]
+        same = [n for n, old in enumerate(rows) if all(old.get(key, "") == row.get(key, "") for key in IDENTITY)]
+        place = same[0] if same else len(rows)
+        rows[place : place + 1] = [{**(rows[place] if same else {}), **row}]
         columns = list(dict.fromkeys(column for old in rows for column in old))
         with complete_files([table, table.with_suffix(".md")]) as (text, markdown):
             writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")

@@ -1,7 +1,7 @@
 """What is translated, and what the translations are compared with."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
@@ -10,6 +10,8 @@ from moec_fairseq.corpus.hypotheses import PIECE_MARK, read_sentences
 from moec_fairseq.corpus.text import raw_lines
 from moec_fairseq.evaluate.data import DataOfModel
 from moec_fairseq.evaluate.translate import Numbered, binarise
+
+UNKNOWN = "<<unk>>"  # of references, in what fairseq prints
 
 
 class EvaluationSet(Protocol):
@@ -72,12 +74,14 @@ class BinarySet:
         binary: the data.
         subset: the part.
         segmentation: how words are cut into pieces, as fairseq calls it.
+        references: plain texts; none: what fairseq prints of the data, with ``<<unk>>`` for words they do not know.
     """
 
     name: str
     binary: Path
     subset: str
     segmentation: str
+    references: list[Path] = field(default_factory=list)
 
     def checksum(self) -> str:
         """Return where the data are."""
@@ -95,10 +99,19 @@ class BinarySet:
         """Read what fairseq has printed.
 
         Raises:
-            ValueError: it is still in pieces.
+            ValueError: it is still in pieces, or references have another number of lines.
         """
         source, reference = (list(read_sentences(raw_lines(log), kind).values()) for kind in ("S", "T"))
         check_words(source)
+        if self.references:
+            texts = {str(path): list(raw_lines(path)) for path in self.references}
+            check_lengths({f"{self.binary}, {self.subset}": source} | texts)
+            return TextSet(self.name, source, list(texts.values()))
+        if unknown := sum(UNKNOWN in line for line in reference):
+            print(
+                f"{unknown} of {len(reference)} references have words that the data do not know, {UNKNOWN}, which no "
+                "translation can match; give the text itself with --references"
+            )
         return TextSet(self.name, source, [reference] if reference else [])
 
 

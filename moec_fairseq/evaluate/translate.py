@@ -63,8 +63,16 @@ def binarise(sentences: Sequence[str], model: Path, data: Path, source: str, tar
         source: language.
         target: language.
         out: folder for the binary data, and what is made on the way.
+
+    Raises:
+        ValueError: the model cannot be read.
     """
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    except (RuntimeError, OSError) as error:
+        raise ValueError(
+            f"{model} is no model of sentencepiece ({error}); make it again with prepare_data.sh"
+        ) from error
     with complete_files([out / f"pieces.{source}"]) as (file,):
         for sentence in sentences:
             file.write(" ".join(processor.encode(normalise(sentence), out_type=str)) + "\n")
@@ -96,8 +104,8 @@ def dataset(data: Numbered, source: str, target: str) -> Sequence[Tensor]:
 
 
 def generate(
-    model: Path, data: Numbered, source: str, target: str, cut_source_at: int | None, search: Search, log: Path
-) -> None:
+    model: Path, data: Numbered, source: str, target: str, longest: int, cut: bool, search: Search, log: Path
+) -> int:
     """Translate binary data; what fairseq-generate says goes to ``log``, its progress on the screen.
 
     Args:
@@ -105,23 +113,37 @@ def generate(
         data: what to translate.
         source: language.
         target: language.
-        cut_source_at: cut sentences after so many pieces, as in training; None: refuse what is too long for the model.
+        longest: most pieces of a sentence that the model takes.
+        cut: longer sentences are cut, as in training.
         search: how.
         log: file.
+
+    Returns:
+        the number of sentences.
 
     Raises:
         ValueError: it failed; says why.
     """
     sentences = dataset(data, source, target)
+    too_long = [number for number in range(len(sentences)) if len(sentences[number]) > longest]
+    if too_long and cut:
+        print(f"{len(too_long)} sentences have more than {longest} pieces and are cut, as in training")
+    elif too_long:
+        first = too_long[0]
+        raise ValueError(
+            f"line {first + 1} has {len(sentences[first])} pieces, but the model takes at most {longest}; divide it"
+        )
 
     def show(lines: Iterable[str], file: TextIO) -> None:
         follow(lines, "generate", len(sentences), file, sys.stdout)
 
-    cut = [] if cut_source_at is None else ["--truncate-source", "--max-source-positions", cut_source_at]
+    limit = ["--truncate-source", "--max-source-positions", longest] if cut else []
     run_fairseq(
         "generate", data.binary, "--user-dir", moec_fairseq.__path__[0], "--path", model, "--gen-subset", data.subset,
         "--source-lang", source, "--target-lang", target, "--beam", search.beam, "--lenpen", search.lenpen,
-        "--max-tokens", search.max_tokens, f"--remove-bpe={data.segmentation}", *cut,
-        *(["--cpu"] if search.cpu or not torch.cuda.is_available() else ["--distributed-world-size", 1]),
+        "--max-tokens", search.max_tokens, f"--remove-bpe={data.segmentation}", *limit,
+        "--distributed-world-size", 1,  # or fairseq leaves a share of the sentences to each other GPU
+        *(["--cpu"] if search.cpu or not torch.cuda.is_available() else []),
         log=log, read=show,
     )  # fmt: skip
+    return len(sentences)

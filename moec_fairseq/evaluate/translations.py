@@ -40,7 +40,7 @@ def translated(
     search: Search,
     folder: Path,
 ) -> Translated:
-    """Translate, unless it was done before, and write translations, source and references into a folder.
+    """Translate, unless it was done before.
 
     Args:
         wanted: what to translate.
@@ -49,20 +49,22 @@ def translated(
         facts: of the model.
         data: of the model.
         search: how to translate.
-        folder: is there; what it holds of earlier scores is removed.
+        folder: is there; if it has to be done, what the folder holds of earlier scores is removed.
 
     Raises:
-        ValueError: fairseq failed, or the text is still in pieces.
+        ValueError: fairseq failed, the text is still in pieces, or the model is another one since.
     """
-    for stale in (folder / "scores.json", *folder.glob("references*.txt")):
-        stale.unlink(missing_ok=True)
     log, translations = folder / "generate.log", folder / "translations.txt"
 
     def translate() -> str:
-        translations.unlink(missing_ok=True)
+        for stale in (translations, folder / "scores.json"):
+            stale.unlink(missing_ok=True)
         numbered = wanted.numbered(data, folder / "input")
-        generate(model, numbered, data.source, data.target, facts.cut_source_at, search, log)
-        found = read_hypotheses(raw_lines(log)).values()
+        limits = facts.longest_source, facts.cuts_sources
+        count = generate(model, numbered, data.source, data.target, *limits, search, log)
+        if model.stat().st_mtime_ns != facts.written:
+            raise ValueError(f"{model} was replaced by another evaluation meanwhile; give the same command again")
+        found = read_hypotheses(raw_lines(log), count).values()
         check_words(found)
         _write({translations: [normalise_space(line) for line in found]})
         return project_version()
@@ -75,10 +77,15 @@ def translated(
         [log, translations],
         [*pieces, *data.binary.glob("dict.*"), *wanted.inputs()],
     )
-    known = wanted.known(log)
+    return Translated(wanted.known(log), list(lines(translations)), version)
+
+
+def keep_texts(known: TextSet, folder: Path) -> None:
+    """Write source and references beside the translations, in the place of those of earlier scores."""
+    for stale in (folder / "scores.json", *folder.glob("references*.txt")):
+        stale.unlink(missing_ok=True)
     references = {folder / f"references{number or ''}.txt": text for number, text in enumerate(known.references)}
     _write({folder / "source.txt": known.source, **references})
-    return Translated(known, list(lines(translations)), version)
 
 
 def _write(texts: Mapping[Path, Sequence[str]]) -> None:

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from moec_fairseq.corpus.metrics import compound_split_bleu, metrics, score, split_compounds
+from moec_fairseq.corpus.metrics import COMPOUND_SPLIT, TOKENISED, metrics, score, split_compounds, tokenised_bleu
 
 SENTENCE = "the cat sat on the mat today"
 
@@ -48,12 +48,22 @@ def test_split_compounds(text, expected):
 
 def test_half_of_a_compound_counts():
     hypothesis, reference = (f"das dort ist ein rot-{x} Haus und steht dort still" for x in ("grünes", "blaues"))
-    found = compound_split_bleu([hypothesis], [[reference]], "de", tokenized=True)
+    scores = tokenised_bleu([hypothesis], [[reference]], "de", tokenized=True)
+    found, whole = scores[COMPOUND_SPLIT], scores[TOKENISED]
     # of 12 tokens the seventh is wrong, and with it 2 of 11 pairs, 3 of 10 triples, 4 of 9 quadruples
     assert found.value == pytest.approx(100 * math.prod([11 / 12, 9 / 11, 7 / 10, 5 / 9]) ** 0.25, abs=0.01)
     assert found.signature.endswith("moses:as given|compounds:split")
+    # of 10 tokens the fifth is wrong, and with it 2 of 9 pairs, 3 of 8 triples, 4 of 7 quadruples
+    assert whole.value == pytest.approx(100 * math.prod([9 / 10, 7 / 9, 5 / 8, 3 / 7]) ** 0.25, abs=0.01)
+    assert whole.signature.endswith("moses:as given")
 
 
 def test_moses_splits_punctuation():
-    found = compound_split_bleu(["Das Haus, das ist rot."], [["Das Haus , das ist rot ."]], "de", tokenized=False)
-    assert found.value == 100.0 and "sacremoses-" in found.signature
+    found = tokenised_bleu(["Das Haus, das ist rot."], [["Das Haus , das ist rot ."]], "de_AT", tokenized=False)
+    assert all(score.value == 100.0 and "sacremoses-" in score.signature for score in found.values())
+
+
+@pytest.mark.parametrize("code", ["zh", "zh_CN", "zh-Hans", "zho_Hans"])
+def test_chinese_by_any_code_is_cut_into_characters(code):
+    bleu = score(["我喜欢红色的大房子"], [["我喜欢红色的小房子"]], metrics(code, tokenized=False))["BLEU"]
+    assert bleu.value > 30 and "tok:zh" in bleu.signature

@@ -20,7 +20,7 @@ def make(folder, pieces="\u2581a 1\nb 1\n"):
 
 
 def facts(data, source=None, target=None):
-    return ModelFacts(Path(data), source, target, None, {})
+    return ModelFacts(Path(data), source, target, 1024, False, 0, {})
 
 
 def test_data_of_the_training(binary):

@@ -20,8 +20,24 @@ def test_a_row_takes_the_place_of_its_older_self(tmp_path):
         add_row(table, other)
     assert [found["BLEU"] for found in read_table(table)] == ["20.50", "21.00", "19.00", "20.60"]
     assert [found["TER"] for found in read_table(table)] == ["", "50.00", "", ""]
+    add_row(table, row("dense", "20.10") | {"BLEU's signature": "tok:none"})  # another score
+    assert [found["BLEU"] for found in read_table(table)][-1] == "20.10"
     markdown = (tmp_path / "results.md").read_text().splitlines()
-    assert len(markdown) == 6 and r"seed:1\|beam:5" in markdown[3]
+    assert len(markdown) == 7 and r"seed:1\|beam:5" in markdown[3]
+
+
+def test_cells_of_the_user_stay(tmp_path):
+    table = tmp_path / "results.csv"
+    table.write_text("system,set,model,BLEU,note\ndense,test,seed:1|beam:5,20.00,mine\n")
+    add_row(table, row("dense", "20.50"))
+    assert read_table(table) == [row("dense", "20.50") | {"note": "mine"}]
+
+
+def test_a_text_of_the_same_name_stays(tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(ValueError, match=r"would write .*README\.md, which is something else"):
+        add_row(tmp_path / "README.csv", row("dense", "20.00"))
+    assert (tmp_path / "README.md").read_text() == "mine"
 
 
 ADD = """

@@ -1,10 +1,11 @@
 import urllib.error
+from pathlib import Path
 
 import pytest
 from sacrebleu.dataset import DATASETS
 
 from moec_fairseq.evaluate.choose import Wanted, from_files, from_prepared, from_sacrebleu
-from moec_fairseq.evaluate.sets import check_lengths
+from moec_fairseq.evaluate.sets import BinarySet, check_lengths
 
 
 def test_a_set_of_sacrebleu(tmp_path, monkeypatch):
@@ -39,13 +40,53 @@ def test_no_network(tmp_path, monkeypatch):
 
 
 def test_what_sets_are_called_in_the_names_of_folders(tmp_path):
-    def name(subset="test", test_set=None, text=None):
+    def name(subset=None, test_set=None, text=None):
         return Wanted(subset, test_set, text, [], None).name
 
     texts = [tmp_path / place / "test.en" for place in ("a", "b")]
     names = {name(), name("valid"), name(test_set="wmt14/full"), *(name(text=text) for text in texts)}
     assert len(names) == 5 and {"test", "valid", "wmt14/full"} <= names
     assert name(text=texts[0]) == name(text=tmp_path / "b" / ".." / "a" / "test.en") and name(text=texts[0]) in names
+
+
+@pytest.mark.parametrize("wanted, sentence", [
+    (("valid", "wmt14/full", None, [], None), "--subset is for the data of the model"),
+    ((None, None, Path("x.en"), [], "sentencepiece"), "--remove-bpe is for the data of the model"),
+    ((None, "wmt14/full", Path("x.en"), [], None), "were both given; give one"),
+    ((None, "wmt14/full", None, [Path("x.de")], None), "wmt14/full has its own; leave them out"),
+])  # fmt: skip
+def test_what_does_not_go_together(wanted, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Wanted(*wanted)
+
+
+def test_a_torn_set_of_sacrebleu(tmp_path, monkeypatch):
+    data = DATASETS["wmt14/full"]
+    monkeypatch.setattr(data, "_outdir", str(tmp_path))
+    for field in data.fieldnames("en-de"):
+        (tmp_path / f"wmt14_full.en-de.{field}").write_text("a\nb\n" if field == "src" else "a\n")
+    with pytest.raises(
+        ValueError, match=f"different numbers of lines: .*; remove {tmp_path}, and sacrebleu gets it anew"
+    ):
+        from_sacrebleu("wmt14/full", "en", "de")
+
+
+LOG = "S-1\tc d\nT-1\tC <<unk>>\nS-0\ta b\nT-0\tA B\n"
+
+
+def test_references_of_binary_data(tmp_path, capsys):
+    (tmp_path / "log").write_text(LOG)
+    known = BinarySet("x", tmp_path, "test", "sentencepiece").known(tmp_path / "log")
+    assert (known.source, known.references) == (["a b", "c d"], [["A B", "C <<unk>>"]])
+    assert "1 of 2 references have words that the data do not know" in capsys.readouterr().out
+    texts = [tmp_path / name for name in ("one", "other")]
+    for text in texts:
+        text.write_text(f"A B\nC {text.name}\n")
+    known = BinarySet("x", tmp_path, "test", "sentencepiece", texts).known(tmp_path / "log")
+    assert known.references == [["A B", "C one"], ["A B", "C other"]] and not capsys.readouterr().out
+    texts[1].write_text("A B\n")
+    with pytest.raises(ValueError, match=r"test has 2, .*one has 2, .*other has 1"):
+        BinarySet("x", tmp_path, "test", "sentencepiece", texts).known(tmp_path / "log")
 
 
 def test_text_of_the_user(tmp_path):

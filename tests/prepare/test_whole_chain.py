@@ -63,7 +63,7 @@ def test_from_archives_to_scores(trained):
     assert len(translations) == len(references) == 15 and not any("\u2581" in line for line in translations)
     assert references[-1] == "„F&E“ ist <5"  # as published, not normalised
     scores = json.loads((out / "scores.json").read_text())
-    assert set(scores["scores"]) == {"BLEU", "chrF", "TER", "BLEU, compounds split"}
+    assert set(scores["scores"]) == {"BLEU", "chrF", "TER", "BLEU, tokenised", "BLEU, compounds split"}
     assert all("version:" in score["signature"] for score in scores["scores"].values())
     assert scores["checkpoints"] == [f"checkpoints/small_moec/seed1/checkpoint{n}.pt" for n in (2, 3)]
     for fact in ("experts:8", "clusters:2", "checkpoints:2", "beam:2", "seed:1"):
@@ -91,6 +91,12 @@ def test_from_archives_to_scores(trained):
 
     done = run(*evaluate, *mine, "--against", out / "references.txt", cwd=trained)
     assert done.returncode == 1 and "mine.en has 2, " in done.stderr.splitlines()[-1]
+    for name, text in (("source", "Another house .\nAnother dog .\n"), ("translations", "Ein Haus .\nEin Hund .\n")):
+        (trained / f"{name}.txt").write_text(text)
+    done = run(*evaluate, *mine, "--against", "translations.txt", cwd=trained)
+    assert done.returncode == 1 and "which are other sentences than mine.en" in done.stderr.splitlines()[-1]
+    done = run(*evaluate, "--best", "--input", "mine.en", cwd=trained)
+    assert done.returncode == 1 and "scores need --references" in done.stderr.splitlines()[-1]
 
 
 def test_help():
