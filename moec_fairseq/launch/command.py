@@ -77,7 +77,7 @@ def _left_open(content: Any, path: str = "") -> Iterator[str]:
 
 def _quoted(text: str) -> str:
     """Return text as hydra reads it, whatever characters it has."""
-    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", text) + "'"
+    return "'" + text.replace("'", r"\'") + "'"
 
 
 def rank_command(job: Job, rank: int, config: Path, overrides: Sequence[str], gpus: int, patience: int) -> list[str]:

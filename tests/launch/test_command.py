@@ -45,7 +45,7 @@ def test_values_left_to_the_user_in_a_list_of_defaults(tmp_path):
         check_nothing_missing(config, ["corpus=none"])
 
 
-@pytest.mark.parametrize("folder", ["/a (copy)/ü", "/it's/x", "/a=b,c/{d}", "/back\\'slash"])
+@pytest.mark.parametrize("folder", ["/a (copy)/ü", "/it's/x", "/a=b,c/{d}"])
 def test_a_checkout_may_lie_anywhere(monkeypatch, folder):
     monkeypatch.setattr("moec_fairseq.launch.command.ROOT", folder)
     command = rank_command(Job(1, range(1), None), 0, Path("x.yaml"), [], 0, 60)
