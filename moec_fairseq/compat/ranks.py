@@ -12,6 +12,7 @@ from torch import Tensor
 from moec_fairseq import preflight
 from moec_fairseq.compat.checkpoints import save_on_every_rank
 from moec_fairseq.moe.ranks import sum_over_ranks
+from moec_fairseq.moe.records import RecordBook
 
 ClipGradNorm = Callable[..., Tensor]
 
@@ -86,7 +87,7 @@ def keep_expert_marks(build_fp32_params: Callable[..., Any]) -> Callable[..., An
 
 
 def watch_batches(train_step: Callable[..., Any]) -> Callable[..., Any]:
-    """Set ``is_dummy_batch`` of criterions that have it, and note whether a loss of this rank was not finite.
+    """Tell the MoE layers of a dummy batch, and note whether a loss of this rank was not finite.
 
     Reason: a rank that has run out of data gets a batch whose gradient fairseq ignores, so that ranks stay in step.
     Only the task hears of it, but no expert and no router loss of any rank must see its tokens.
@@ -97,9 +98,12 @@ def watch_batches(train_step: Callable[..., Any]) -> Callable[..., Any]:
     def step(
         task: Any, sample: Any, model: Any, criterion: Any, optimizer: Any, update_num: int, ignore_grad: bool = False
     ) -> Any:
-        if hasattr(criterion, "is_dummy_batch"):
-            criterion.is_dummy_batch = ignore_grad
-        loss, sample_size, log = train_step(task, sample, model, criterion, optimizer, update_num, ignore_grad)
+        book = task.moec_model.book if hasattr(task, "moec_model") else RecordBook()
+        book.is_dummy = ignore_grad
+        try:
+            loss, sample_size, log = train_step(task, sample, model, criterion, optimizer, update_num, ignore_grad)
+        finally:
+            book.is_dummy = False
         # no synchronisation with a GPU here: read when something has gone wrong
         task.any_loss_not_finite = getattr(task, "any_loss_not_finite", False) | ~torch.isfinite(loss.detach())
         return loss, sample_size, log

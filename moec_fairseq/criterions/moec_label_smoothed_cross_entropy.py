@@ -73,15 +73,14 @@ class MoECLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion)
         self.adaptive_softmax = getattr(model.decoder, "adaptive_softmax", None) is not None
         self.num_layers = len(model.moe_layers)
         self.world_size = model.world_size
-        self.is_dummy_batch = False  # set by moec_fairseq.compat
         self.num_experts = model.moe_layers[0].router.clusters.num_experts if model.moe_layers else 0
 
     def forward(self, model: Any, sample: dict[str, Any], reduce: bool = True) -> tuple[Any, Any, dict[str, Any]]:
         """Return (loss, sample size, logging output), sums over the sample."""
-        with model.record_routing(self.is_dummy_batch) as records:
+        with model.record_routing() as records:
             loss, sample_size, logging_output = super().forward(model, sample, reduce=reduce)
         if self.num_layers:
-            gate_loss, sums = self._router_losses(records, loss.device, model.training)
+            gate_loss, sums = self._router_losses(records, loss.device, model.training, model.book.is_dummy)
             logging_output.update({PREFIX + key: value for key, value in sums.items()})
             if reduce and model.training:
                 loss = loss + self.gate_loss_weight * gate_loss
@@ -106,13 +105,13 @@ class MoECLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion)
         )
 
     def _router_losses(
-        self, records: Sequence[LayerRecord], device: torch.device, training: bool
+        self, records: Sequence[LayerRecord], device: torch.device, training: bool, is_dummy: bool
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         total = torch.zeros((), device=device)
         layers = []
         statistics = [gate_statistics(record) for record in records]
         if self.world_size > 1 and training:
-            statistics = over_ranks(statistics, sum_over_ranks, self.is_dummy_batch)
+            statistics = over_ranks(statistics, sum_over_ranks, is_dummy)
         for record, own in zip(records, statistics, strict=True):
             balance, variance = (share_of_rank(loss, own.world_size) for loss in self.gate_loss(own))
             total = total + balance + variance

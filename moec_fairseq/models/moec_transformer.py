@@ -113,9 +113,9 @@ class MoECTransformerModel(TransformerModelBase):
         )
 
     @contextmanager
-    def record_routing(self, is_dummy: bool = False) -> Iterator[list[LayerRecord]]:
-        """Collect what the MoE layers did in forward passes of this context; of a dummy batch no token is routed."""
-        with self.book.open(is_dummy) as records:
+    def record_routing(self) -> Iterator[list[LayerRecord]]:
+        """Collect what the MoE layers did in the forward passes of this context."""
+        with self.book.open() as records:
             yield records
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -33,7 +33,8 @@ class RecordBook:
     the book, so that decoding keeps nothing.
 
     Attributes:
-        is_dummy: the batch of now only keeps this process in step with others; none of its tokens is routed.
+        is_dummy: the batch of now only keeps this process in step with others; none of its tokens is routed, forward
+            or in what is computed again backward. Set by moec_fairseq.compat.
     """
 
     def __init__(self) -> None:
@@ -51,11 +52,10 @@ class RecordBook:
             self._records.append(record)
 
     @contextmanager
-    def open(self, is_dummy: bool = False) -> Iterator[list[LayerRecord]]:
+    def open(self) -> Iterator[list[LayerRecord]]:
         """Collect the records of the forward passes made in this context."""
-        outer = self._records, self.is_dummy
-        self._records, self.is_dummy = [], is_dummy
+        outer, self._records = self._records, []
         try:
             yield self._records
         finally:
-            self._records, self.is_dummy = outer
+            self._records = outer

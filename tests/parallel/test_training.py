@@ -30,7 +30,7 @@ CAPACITY = (*EXACT, "--moec-dispatch", "capacity", "--moe-capacity-factor", "8")
         (4, (*EXACT, "--moec-token-shuffle"), 1, [0, 1, 10, 15, SENTENCES]),
         # a rank without data gets fairseq's dummy batch
         (2, EXACT, 1, [0, SENTENCES, SENTENCES]),
-        (4, (*EXACT, "--moec-token-shuffle"), 1, [0, 10, 10, 15, SENTENCES]),
+        (4, (*EXACT, "--moec-token-shuffle", "--checkpoint-activations"), 1, [0, 10, 10, 15, SENTENCES]),
     ],
 )
 def test_parity(dictionaries, world_size, flags, update_freq, borders):
