@@ -138,8 +138,12 @@ begin() { # begin DIR: an empty DIR for these settings, or what an interrupted r
 }
 
 step() { # step TITLE DIR COMMAND...: run COMMAND, which fills DIR, unless it has done so with the same settings
-  mkdir -p "$(dirname "$2")"
-  alone "$(dirname "$2")/.$(basename "$2").lock" step_alone "$@" # two models share the steps before training
+  alone_in "$2" step_alone "$@" # two models share the steps before training
+}
+
+alone_in() { # alone_in DIR COMMAND...: run COMMAND while no other quickstart fills DIR
+  mkdir -p "$(dirname "$1")"
+  alone "$(dirname "$1")/.$(basename "$1").lock" "${@:2}"
 }
 
 step_alone() {
@@ -256,7 +260,7 @@ step "Preparing the data for fairseq" "$work/binary" preprocess
 run=$work/$model-seed$seed
 depends_on "model ${architecture[*]} $(variant_of "$model") ${training[*]} seed $seed"
 log_interval=$((max_update < 100 ? 1 : 10))
-alone "$work/.$(basename "$run").lock" train_further
+alone_in "$run" train_further
 
 depends_on "updates $max_update"
 step "Translating the test sentences" "$run/translations" translate

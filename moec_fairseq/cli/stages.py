@@ -80,9 +80,9 @@ class Stages:
 
 def _remove(path: Path) -> None:
     """Remove a file or folder such that at no moment a part of it has its name."""
+    gone = path.with_name(f".{path.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)  # of a removal that was broken off
     if path.is_dir():
-        gone = path.with_name(f".{path.name}.gone")
-        shutil.rmtree(gone, ignore_errors=True)
         path.replace(gone)
         shutil.rmtree(gone)
     else:

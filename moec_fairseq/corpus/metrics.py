@@ -86,14 +86,14 @@ def tokenised_bleu(hypotheses: Sequence[str], references: References, target: st
     tokens = (lambda text: text) if tokenized else _moses(language_of(target))
     tokenizer = "as given" if tokenized else f"sacremoses-{version('sacremoses')}"
     texts = [[tokens(line) for line in text] for text in (hypotheses, *references)]
-    found = {}
-    for name, changed in ((TOKENISED, None), (COMPOUND_SPLIT, split_compounds)):
-        bleu = BLEU(tokenize="none", force=True, smooth_method="none")
-        one, *others = [[changed(line) for line in text] for text in texts] if changed else texts
-        value = bleu.corpus_score(one, others).score
-        signature = f"{bleu.get_signature()}|moses:{tokenizer}" + ("|compounds:split" if changed else "")
-        found[name] = Score(round(value, 2), signature)
-    return found
+
+    def bleu(texts: Sequence[Sequence[str]], changed: str = "") -> Score:
+        metric = BLEU(tokenize="none", force=True, smooth_method="none")
+        value = metric.corpus_score(texts[0], texts[1:]).score
+        return Score(round(value, 2), f"{metric.get_signature()}|moses:{tokenizer}{changed}")
+
+    split = [[split_compounds(line) for line in text] for text in texts]
+    return {TOKENISED: bleu(texts), COMPOUND_SPLIT: bleu(split, "|compounds:split")}
 
 
 def _moses(language: str) -> Callable[[str], str]:

@@ -81,6 +81,10 @@ def evaluate(
     Raises:
         ValueError: something is wrong with what was given.
     """
+    if tokenized and wanted.test_set:
+        raise ValueError(f"--tokenized was given, but {wanted.test_set} is not tokenised; leave it out")
+    if wanted.text and not wanted.references and (report.table or report.against):
+        raise ValueError("--table and --against need scores, and scores need --references; give them, too")
     other = report.other_translations()
     fingerprint = selection.fingerprint()
     out = out or selection.folder / "evaluation" / selection.name
@@ -92,13 +96,9 @@ def evaluate(
         facts = model_facts(model)
     place = DataOfModel(data, facts)
     kinds = metrics(place.target, tokenized)
-    if tokenized and wanted.test_set:
-        raise ValueError(f"--tokenized was given, but {wanted.test_set} is not tokenised; leave it out")
     chosen = choose(place, wanted)
     if isinstance(chosen, TextSet):
         check_lengths({chosen.name: chosen.source} | other)
-        if not chosen.references and (report.table or report.against):
-            raise ValueError("--table and --against need scores, and scores need --references; give them, too")
 
     folder = out / _folder_name(wanted, place, facts, search)
     folder.mkdir(exist_ok=True)

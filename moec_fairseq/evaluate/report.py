@@ -71,9 +71,11 @@ def add_row(table: Path, row: Mapping[str, str]) -> None:
     """
     with alone_with(table):
         rows = read_table(table)
-        same = [n for n, old in enumerate(rows) if all(old.get(key, "") == row.get(key, "") for key in IDENTITY)]
-        place = same[0] if same else len(rows)
-        rows[place : place + 1] = [{**(rows[place] if same else {}), **row}]
+        same = [old for old in rows if all(old.get(key, "") == row.get(key, "") for key in IDENTITY)]
+        if same:
+            same[0].update(row)
+        else:
+            rows.append(dict(row))
         columns = list(dict.fromkeys(column for old in rows for column in old))
         with complete_files([table, table.with_suffix(".md")]) as (text, markdown):
             writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")

@@ -20,7 +20,7 @@ def check_nothing_missing(config: Path, overrides: Sequence[str]) -> None:
     Raises:
         ValueError: one is not; names it.
     """
-    given = {override.lstrip("+").partition("=")[0] for override in overrides} | {"common.user_dir"}
+    given = _values(overrides).keys() | {"common.user_dir"}
     for path in _with_defaults(config, overrides):
         for key in _left_open(OmegaConf.to_container(OmegaConf.load(path))):
             if key not in given:
@@ -37,9 +37,7 @@ def check_data(config: Path, overrides: Sequence[str]) -> None:
     for path in _with_defaults(config, overrides):
         task = OmegaConf.to_container(OmegaConf.load(path)).get("task") or {}
         wanted = str(task.get("data") or wanted)
-    for override in overrides:
-        name, _, value = override.lstrip("+").partition("=")
-        wanted = value if name == "task.data" else wanted
+    wanted = _values(overrides).get("task.data", wanted)
     if not wanted or re.search(r"[$?'\"\\]", wanted):
         return
     first = wanted.split(":")[0]  # fairseq takes several folders, with colons
@@ -50,6 +48,11 @@ def check_data(config: Path, overrides: Sequence[str]) -> None:
         )
 
 
+def _values(overrides: Sequence[str]) -> dict[str, str]:
+    """Return what is given to each key; the last one wins."""
+    return {key.lstrip("+"): value for key, _, value in (override.partition("=") for override in overrides)}
+
+
 def _with_defaults(config: Path, overrides: Sequence[str]) -> Iterator[Path]:
     """Yield the file and those that its list of defaults (of hydra) names, or an override such as corpus=NAME instead.
 
@@ -57,7 +60,7 @@ def _with_defaults(config: Path, overrides: Sequence[str]) -> Iterator[Path]:
         ValueError: one is not there.
     """
     yield config
-    given = dict(override.split("=", 1) for override in overrides)
+    given = _values(overrides)
     for default in OmegaConf.load(config).get("defaults", []):
         for group, name in default.items() if not isinstance(default, str) else ():
             path = config.parent / group / f"{given.get(group, name)}.yaml"

@@ -51,7 +51,7 @@ class TokenShuffle:
         lengths, rank = lengths_R.tolist(), dist.get_rank(partners)
         send = _shares(len(tokens_TD), lengths)
         receive = [_shares(length, lengths)[rank] for length in lengths]
-        rows = UnequalAllToAll.apply(self.ranks.partners, tokens_TD.index_select(0, order_T), send, receive)
+        rows = UnequalAllToAll.apply(partners, tokens_TD.index_select(0, order_T), send, receive)
         return Shuffled(rows, order_T, send, receive)
 
     def gather(self, values_TD: Tensor, shuffled: Shuffled) -> Tensor:
