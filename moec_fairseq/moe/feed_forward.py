@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from moec_fairseq.moe.products import product
+from moec_fairseq.moe.products import pad_for_products, product
 from moec_fairseq.moe.threads import for_each_expert
 
 Activation = Callable[[Tensor], Tensor]
@@ -57,9 +57,9 @@ class GroupedFeedForward(torch.autograd.Function):
                 norm_weight, norm_bias, w1, b1, w2, b2 = (p[i] for p in parameters)
                 own = tokens_AD[segments[i]]
                 x, mean, rstd = torch.native_layer_norm(own, own.shape[-1:], norm_weight, norm_bias, NORM_EPS)
-                x = x.to(w1.dtype)
+                x = pad_for_products(x.to(w1.dtype))
                 hidden = product(x, w1).add_(b1)
-                torch.add(product(activation(hidden), w2), b2, out=outputs_AD[segments[i]])
+                torch.add(product(activation(hidden), w2)[: len(own)], b2, out=outputs_AD[segments[i]])
                 if keep:
                     kept[i] = (x, mean, rstd, hidden)
 
@@ -81,7 +81,7 @@ class GroupedFeedForward(torch.autograd.Function):
             with torch.no_grad():
                 norm_weight, norm_bias, w1, _, w2, _ = (p[i] for p in parameters)
                 d_norm_weight, d_norm_bias, d_w1, d_b1, d_w2, d_b2 = (g[i] for g in gradients)
-                own, d_y = tokens_AD[segments[i]], d_outputs_AD[segments[i]]
+                own, d_y = tokens_AD[segments[i]], pad_for_products(d_outputs_AD[segments[i]])
                 x, mean, rstd, hidden = ctx.kept[i]
                 # the activation is computed again: that costs less than the memory for its result
                 with torch.enable_grad():
@@ -91,7 +91,7 @@ class GroupedFeedForward(torch.autograd.Function):
                 (d_hidden,) = torch.autograd.grad(activated, hidden, product(d_y, w2.t()))
                 torch.sum(d_hidden, 0, out=d_b1)
                 torch.mm(d_hidden.t(), x, out=d_w1)
-                d_x = product(d_hidden, w1.t()).to(own.dtype)
+                d_x = product(d_hidden, w1.t())[: len(own)].to(own.dtype)
                 results = torch.ops.aten.native_layer_norm_backward(
                     d_x, own, own.shape[-1:], mean, rstd, norm_weight, norm_bias, [True, True, True]
                 )

@@ -1,8 +1,10 @@
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from moec_fairseq.moe import products
-from moec_fairseq.moe.products import product
+from moec_fairseq.moe.products import pad_for_products, product
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -28,3 +30,22 @@ def test_other_torches_do_without_onednn(monkeypatch):
 
     monkeypatch.setattr(products, "_onednn_product", missing)
     assert not products._onednn_works()
+
+
+@given(rows=st.integers(0, 5000))
+def test_padding_is_zero_and_short(rows):
+    padded = pad_for_products(torch.ones(rows, 2))
+    assert torch.equal(padded[:rows], torch.ones(rows, 2)) and not padded[rows:].any()
+    assert len(padded) - rows <= rows / 16
+
+
+def test_few_shapes_are_left():
+    assert [len(pad_for_products(torch.ones(rows, 1))) for rows in (0, 1, 31, 33, 64, 65, 1000, 1025)] == [
+        *(0, 1, 31, 34, 64, 68, 1024, 1088),
+    ]
+    # 16 numbers in each of the 7 octaves from 32 on
+    assert len({len(pad_for_products(torch.empty(rows, 1))) for rows in range(32, 4096)}) == 16 * 7 + 1
+
+
+def test_other_devices_need_no_padding():
+    assert pad_for_products(torch.empty(1001, 3, device="meta")).shape == (1001, 3)
