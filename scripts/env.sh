@@ -118,3 +118,6 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(physical_cores)}
 # Training on a CPU otherwise spends most of its time giving large temporaries back to the system and taking them again;
 # one arena, because those of other threads are too small for the temporaries of an expert.
 export MALLOC_MMAP_THRESHOLD_=$((8 << 30)) MALLOC_TRIM_THRESHOLD_=$((8 << 30)) MALLOC_ARENA_MAX=1 THP_MEM_ALLOC_ENABLE=1
+# oneDNN compiles products of bfloat16 for each shape. The 1024 it keeps are fewer than the batches of an epoch need, so
+# all would be compiled again in every epoch.
+export ONEDNN_PRIMITIVE_CACHE_CAPACITY=${ONEDNN_PRIMITIVE_CACHE_CAPACITY:-8192}
