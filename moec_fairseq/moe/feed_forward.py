@@ -83,6 +83,7 @@ class GroupedFeedForward(torch.autograd.Function):
                 d_norm_weight, d_norm_bias, d_w1, d_b1, d_w2, d_b2 = (g[i] for g in gradients)
                 own, d_y = tokens_AD[segments[i]], pad_for_products(d_outputs_AD[segments[i]])
                 x, mean, rstd, hidden = ctx.kept[i]
+                # rows of padding, act(b1) in the middle, add nothing to a gradient: they are 0 in x and d_y;
                 # the activation is computed again: that costs less than the memory for its result
                 with torch.enable_grad():
                     activated = ctx.activation(hidden.requires_grad_())
