@@ -3,9 +3,10 @@
 import atexit
 
 from fairseq import checkpoint_utils, utils
-from fairseq.data import data_utils
+from fairseq.data import data_utils, iterators
 from fairseq.nan_detector import NanDetector
 from fairseq.optim.fp16_optimizer import FP16Optimizer
+from fairseq.optim.lr_scheduler.reduce_lr_on_plateau import ReduceLROnPlateauLRSchedule
 from fairseq.tasks import FairseqTask
 from fairseq.trainer import Trainer
 
@@ -23,7 +24,15 @@ from moec_fairseq.compat.ranks import (
     wait_for_gloo,
     watch_batches,
 )
-from moec_fairseq.compat.resuming import go_on_as_if_never_stopped, save_patience, say_what_changed
+from moec_fairseq.compat.resuming import (
+    EpochBatches,
+    begin_with_the_first_epoch,
+    go_on_as_if_never_stopped,
+    load_counters,
+    save_counters,
+    save_progress,
+    say_what_changed,
+)
 from moec_fairseq.compat.steps import amp_on_cpu, keep_last_batch, look_for_nan_forward
 
 allow_fairseq_checkpoints()
@@ -34,7 +43,11 @@ NanDetector.__init__ = look_for_nan_forward(NanDetector.__init__)
 checkpoint_utils.save_checkpoint = save_whole(checkpoint_utils.save_checkpoint)
 checkpoint_utils.load_checkpoint = go_on_as_if_never_stopped(load_together(checkpoint_utils.load_checkpoint))
 Trainer.load_checkpoint = say_what_changed(Trainer.load_checkpoint)
-Trainer.save_checkpoint = keep_crashes_apart(save_patience(Trainer.save_checkpoint))
+Trainer.save_checkpoint = keep_crashes_apart(save_progress(Trainer.save_checkpoint))
+Trainer.get_train_iterator = begin_with_the_first_epoch(Trainer.get_train_iterator)
+iterators.EpochBatchIterator = EpochBatches
+ReduceLROnPlateauLRSchedule.state_dict = save_counters(ReduceLROnPlateauLRSchedule.state_dict)
+ReduceLROnPlateauLRSchedule.load_state_dict = load_counters(ReduceLROnPlateauLRSchedule.load_state_dict)
 FairseqTask.train_step = watch_batches(amp_on_cpu(FairseqTask.train_step))
 utils.clip_grad_norm_ = clip_experts_too(utils.clip_grad_norm_)
 FP16Optimizer.build_fp32_params = classmethod(keep_expert_marks(FP16Optimizer.build_fp32_params))

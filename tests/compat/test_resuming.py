@@ -1,102 +1,204 @@
-import re
+import logging
+import os
 from types import SimpleNamespace
 
 import pytest
+import torch
+from fairseq.optim.dynamic_loss_scaler import DynamicLossScaler
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from moec_fairseq.checkpoint.loading import load_state
+from moec_fairseq.checkpoint.optimizer import BUFFER
 from moec_fairseq.compat import resuming
-from tests.conftest import CRITERION, DATA, TINY
+from tests.parallel.ranks import on_ranks
+from tests.whole_trainings import Seen, train, train_with_stops, vars_of_training, write_corpus
+
+EPOCH = 6  # updates, of the first corpus
+UPDATES = 5 * EPOCH
+SHORT = ("--dropout", 0.1, "--attention-dropout", 0.1, "--max-tokens", 110)
+PLATEAU = ("--lr-scheduler", "reduce_lr_on_plateau", "--lr-shrink", 0.5, "--lr-threshold", 0.9)
+
+# what the batches and rates of later epochs depend on; an epoch of some has other numbers of updates
+KINDS = {
+    "plain": (),
+    "curriculum": ("--curriculum", 2),
+    "accumulation": ("--update-freq", "2,3,1", "--max-tokens", 60),
+    "whole groups": ("--skip-remainder-batch", "--update-freq", 2, "--max-tokens", 60),
+    "ordered anew": ("--update-ordered-indices-seed",),
+    "batched anew": ("--update-epoch-batch-itr", "True"),
+    "moving average": ("--store-ema", "--ema-decay", 0.9, "--ema-update-freq", 3),
+    "plateau": (*PLATEAU, "--lr-patience", 1),
+    "other validations": (*PLATEAU, "--lr-patience", 0, "--validate-interval", 2),
+    "rate by epoch": ("--lr-scheduler", "fixed", "--lr", "0.003,0.002,0.001", "--force-anneal", 3, "--lr-shrink", 0.5),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    logging.disable(logging.INFO)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory):
+    """Two folders of data, 50 and 40 pairs."""
+    folder = tmp_path_factory.mktemp("corpora")
+    return write_corpus(folder / "one", 50), write_corpus(folder / "two", 40, seed=1)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Train without a stop, once for each kind; return what was seen, and where it is."""
+    done = {}
+
+    def of(data, *flags):
+        if flags not in done:
+            folder = tmp_path_factory.mktemp("undisturbed")
+            done[flags] = train(data, folder, *SHORT, *flags, max_update=UPDATES), folder
+        return done[flags]
+
+    return of
+
+
+def check_same(seen, expected):
+    assert seen.sentences == expected.sentences
+    assert seen.rates == expected.rates
+    for name, value in expected.parameters.items():
+        assert torch.equal(seen.parameters[name], value), name
+
+
+def average(folder):
+    """Return the moving average of the parameters in the last checkpoint of a training, if it has one."""
+    saved = load_state(folder / "checkpoint_last.pt")["extra_state"].get("ema", {})
+    return {name: value for name, value in saved.items() if not BUFFER.fullmatch(name)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stops_within_and_at_the_end_of_epochs_change_nothing(corpora, undisturbed, tmp_path, kind):
+    expected, folder = undisturbed(corpora[0], *KINDS[kind])
+    stops = [EPOCH, 9, 3 * EPOCH, UPDATES]
+    check_same(train_with_stops(corpora[0], tmp_path, stops, *SHORT, *KINDS[kind]), expected)
+    for name, value in average(folder).items():
+        assert torch.equal(average(tmp_path)[name], value)
+
+
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(kind=st.sampled_from([*KINDS, "folders"]), stops=st.sets(st.integers(1, UPDATES - 1), min_size=1, max_size=3))
+def test_stops_anywhere_change_nothing(corpora, undisturbed, tmp_path_factory, kind, stops):
+    data, flags = (os.pathsep.join(map(str, corpora)), ()) if kind == "folders" else (corpora[0], KINDS[kind])
+    expected, _ = undisturbed(data, *flags)
+    folder = tmp_path_factory.mktemp("run")
+    check_same(train_with_stops(data, folder, [*sorted(stops), UPDATES], *SHORT, *flags), expected)
+
+
+def test_stops_of_a_training_on_several_folders_of_data(corpora, undisturbed, tmp_path):
+    data = os.pathsep.join(map(str, corpora))
+    expected, _ = undisturbed(data)
+    check_same(train_with_stops(data, tmp_path, [EPOCH, 7, 12, UPDATES], *SHORT), expected)
+
+
+def test_stops_of_two_processes_change_nothing(corpora, tmp_path):
+    flags = (*SHORT, "--curriculum", 1, "--max-tokens", 60)
+
+    def ranks(name, *stops):
+        return on_ranks(2, vars_of_training, corpora[0], tmp_path / name, stops, *flags)
+
+    for expected, seen in zip(ranks("whole", 28), ranks("parts", 7, 11, 19, 28), strict=True):
+        check_same(Seen(**seen), Seen(**expected))
+
+
+def test_sentences_are_shuffled_after_the_curriculum(undisturbed, corpora):
+    seen = undisturbed(corpora[0], *KINDS["curriculum"])[0].sentences
+    epochs = [seen[start : start + EPOCH] for start in range(0, UPDATES, EPOCH)]
+    assert epochs[0] == epochs[1]
+    for epoch in epochs[2:]:
+        assert epoch != epochs[0] and sorted(epoch) == sorted(epochs[0])
+    assert epochs[2] != epochs[3]
+
 
 # A rate of 0 learns nothing: no validation is better than the first, so patience ends the training after epoch 1 + N.
-FLAGS = (*TINY, *CRITERION, "--optimizer", "sgd", "--lr", "0", "--lr-scheduler", "fixed", "--dropout", "0", *DATA)
+IDLE = ("--optimizer", "sgd", "--lr", 0)
 
 
-@pytest.fixture
-def train(fairseq, reversal_data, tmp_path):
-    """Train into one folder; return the epochs that were validated, and all that was said."""
-
-    def run(*flags):
-        folder = tmp_path / "model"
-        done = fairseq("train", reversal_data, *FLAGS, "--save-dir", folder, "--log-format", "simple", *flags)
-        said = done.stdout + done.stderr
-        return [int(epoch) for epoch in re.findall(r"epoch (\d+) \| valid on", done.stdout)], said
-
-    run.last = tmp_path / "model" / "checkpoint_last.pt"
-    return run
-
-
-def test_a_training_that_is_started_again_keeps_its_patience(train):
-    assert train("--patience", 3, "--max-epoch", 2)[0] == [1, 2]
-    assert train("--patience", 3)[0] == [3, 4]
-    at_its_end = train.last.read_bytes()
-    epochs, said = train("--patience", 3)
-    assert epochs == [] and "was at its end (--patience 3, checkpoint.patience)" in said
-    assert train.last.read_bytes() == at_its_end
+def test_patience_counts_the_validations_of_the_undisturbed_training(corpora, tmp_path, caplog):
+    flags = (*SHORT, *IDLE, "--patience", 3)
+    whole = train(corpora[0], tmp_path / "whole", *flags)
+    assert len(whole.sentences) == 4 * EPOCH
+    folder = tmp_path / "parts"
+    parts = train_with_stops(corpora[0], folder, [3, EPOCH + 3, 2 * EPOCH, 2 * EPOCH + 1, 100], *flags)
+    assert parts.sentences == whole.sentences
+    at_its_end = (folder / "checkpoint_last.pt").read_bytes()
+    assert train(corpora[0], folder, *flags).sentences == []
+    assert "was at its end (--patience 3, checkpoint.patience)" in caplog.text
+    assert (folder / "checkpoint_last.pt").read_bytes() == at_its_end
     # another training that begins with its model
-    assert train("--patience", 2, "--reset-lr-scheduler")[0] == [5, 6, 7]
+    assert len(train(corpora[0], folder, *flags, "--patience", 2, "--reset-lr-scheduler").sentences) == 3 * EPOCH
 
 
-def test_a_training_that_has_made_its_updates_stays_as_it_is(train):
-    train("--max-update", 4)
-    at_its_end = train.last.read_bytes()
-    epochs, said = train("--max-update", 4)
-    assert epochs == [] and "was at its end (--max-update 4, optimization.max_update)" in said and "at update 4" in said
-    assert train.last.read_bytes() == at_its_end
-    assert "num_updates 6" in train("--max-update", 6)[1]
+def test_epochs_without_patience_do_not_count(corpora, tmp_path):
+    train(corpora[0], tmp_path, *SHORT, *IDLE, "--max-epoch", 3)
+    assert len(train(corpora[0], tmp_path, *SHORT, *IDLE, "--patience", 2).sentences) == 3 * EPOCH
 
 
-@pytest.fixture
-def loop(monkeypatch):
-    """What the module of fairseq-train looks like from outside."""
-
-    def should_stop_early():
-        pass
-
-    module = SimpleNamespace(should_stop_early=should_stop_early, train=lambda *_: "trained")
-    monkeypatch.setattr(resuming, "training_loop", lambda: module)
-    return module
+def test_a_training_that_has_made_its_updates_stays_as_it_is(corpora, tmp_path, caplog):
+    train(corpora[0], tmp_path, *SHORT, max_update=4)
+    at_its_end = (tmp_path / "checkpoint_last.pt").read_bytes()
+    assert train(corpora[0], tmp_path, *SHORT, max_update=4).sentences == []
+    assert "was at its end (--max-update 4, optimization.max_update)" in caplog.text and "at update 4" in caplog.text
+    assert (tmp_path / "checkpoint_last.pt").read_bytes() == at_its_end
+    assert len(train(corpora[0], tmp_path, *SHORT, max_update=6).sentences) == 2
 
 
-def trainer(patience, updates=10):
-    optimization, checkpoint = SimpleNamespace(max_update=0), SimpleNamespace(patience=patience, save_dir="x")
-    return SimpleNamespace(
-        cfg=SimpleNamespace(optimization=optimization, checkpoint=checkpoint), get_num_updates=lambda: updates
-    )
+def test_trainings_of_one_process_do_not_see_each_other(corpora, tmp_path):
+    """The second learns nothing, and is worse than the first; the third begins where the first had ended."""
+    logs = ("--tensorboard-logdir", "--log-file")
+
+    def run(name, *flags, max_update=0):
+        outputs = [part for log in logs for part in (log, tmp_path / f"{name}{log}")]
+        return train(corpora[0], tmp_path / name, *SHORT, *outputs, "--max-epoch", 2, *flags, max_update=max_update)
+
+    run("first", "--patience", 1)
+    assert run("first", max_update=1).sentences == []
+    first_log = (tmp_path / "first--log-file").read_bytes()
+    assert len(run("second", "--lr", 0, "--optimizer", "sgd", "--patience", 2).sentences) == 2 * EPOCH
+    assert (tmp_path / "second" / "checkpoint_best.pt").exists()
+    assert (tmp_path / "first--log-file").read_bytes() == first_log
+    for name in ("first", "second"):
+        assert list((tmp_path / f"{name}--tensorboard-logdir" / "train").iterdir())
 
 
-GOES_ON = SimpleNamespace(
-    restore_file="checkpoint_last.pt", reset_optimizer=False, reset_lr_scheduler=False, reset_dataloader=False,
-    reset_meters=False, save_dir="x",
-)  # fmt: skip
+def test_the_loss_scale_of_fp16_goes_on():
+    """The scale doubles after so many updates in a row without an overflow, wherever the training was stopped."""
+
+    def trainer():
+        scaler = DynamicLossScaler(init_scale=4.0, scale_window=4)
+        checkpoint = SimpleNamespace(patience=-1)
+        ema = SimpleNamespace(store_ema=False)
+        return SimpleNamespace(
+            optimizer=SimpleNamespace(scaler=scaler), cfg=SimpleNamespace(checkpoint=checkpoint, ema=ema)
+        )
+
+    stopped, state = trainer(), {"train_iterator": {"iterations_in_epoch": 3, "epoch": 1}}
+    for _ in range(3):
+        stopped.optimizer.scaler.update()
+    resuming.save_progress(lambda *_: None)(stopped, "x.pt", state)
+    resumed = trainer()
+    resuming.resume(resumed, state)
+    scales = []
+    for _ in range(6):
+        resumed.optimizer.scaler.update()
+        scales.append(resumed.optimizer.scaler.loss_scale)
+    whole, expected = trainer().optimizer.scaler, []
+    for _ in range(9):
+        whole.update()
+        expected.append(whole.loss_scale)
+    assert scales == expected[3:] and 8.0 in scales
 
 
-def load(loop, trainer, saved):
-    resuming.go_on_as_if_never_stopped(lambda *_: (saved, None))(GOES_ON, trainer)
-    return vars(loop.should_stop_early)
-
-
-def save(loop, trainer):
-    state = {}
-    resuming.save_patience(lambda trainer, name, extra: None)(trainer, "x.pt", state)
-    return state
-
-
-def test_epochs_without_patience_do_not_count(loop):
-    ended = {"patience": {"best": 3.0, "runs": 2}}
-    assert load(loop, trainer(patience=3), ended) == {"best": 3.0, "num_runs": 2}
-    assert save(loop, trainer(patience=3)) == ended
-    load(loop, trainer(patience=-1), ended)
-    assert save(loop, trainer(patience=-1)) == {}
-    assert load(loop, trainer(patience=3), {}) == {}
-
-
-def test_the_next_training_of_the_same_process(loop):
-    load(loop, trainer(patience=2), {"patience": {"best": 3.0, "runs": 2}})
-    assert loop.train() == ([None], True) and loop.train() == "trained"
-    assert load(loop, trainer(patience=2, updates=0), None) == {}
-
-
-def test_a_training_of_several_processes_is_not_begun_anew_by_one(fairseq, reversal_data, tmp_path):
+def test_a_training_of_several_processes_is_not_begun_anew_by_one(corpora, tmp_path):
     (tmp_path / "checkpoint_last-rank-1.pt").touch()
-    done = fairseq("train", reversal_data, *FLAGS, "--save-dir", tmp_path, "--max-update", 1, ok=False)
-    assert done.returncode == 1 and "is there in 2 file(s), one for" in done.last_line
+    with pytest.raises(ValueError, match=r"is there in 2 file\(s\), one for"):
+        train(corpora[0], tmp_path, *SHORT, max_update=1)
     assert len(list(tmp_path.iterdir())) == 1
