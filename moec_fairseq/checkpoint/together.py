@@ -61,10 +61,10 @@ def finish_renaming(folder: Path, suffix: str) -> None:
         suffix: what is added to the names of this rank's files.
     """
     own = {path.name.removesuffix(f"{suffix}.pt{TEMPORARY}") for path in folder.glob(f"*{suffix}.pt{TEMPORARY}")}
-    for name in sorted(set().union(*_of_all_ranks(own))):
+    for name in sorted(set().union(*of_all_ranks(own))):
         path = folder / f"{name}{suffix}.pt"
         here = num_updates(path)
-        updates = _of_all_ranks(here)
+        updates = of_all_ranks(here)
         part = path.with_name(path.name + TEMPORARY)
         newest = max((u for u in updates if u is not None), default=None)
         if here != newest and num_updates(part) == newest:
@@ -82,9 +82,9 @@ def check_one_update(path: Path) -> None:
     Raises:
         ValueError: they are not; says which rank has what.
     """
-    updates = _of_all_ranks(num_updates(path))
+    updates = of_all_ranks(num_updates(path))
     if len(set(updates)) > 1:
-        files = _of_all_ranks(str(path))
+        files = of_all_ranks(str(path))
         have = ", ".join(
             f"{file} {'is missing or torn' if update is None else f'has seen {update} updates'}"
             for file, update in zip(files, updates, strict=True)
@@ -102,7 +102,8 @@ def num_updates(path: Path) -> int | None:
     return None if state is None else settings.num_updates(state)
 
 
-def _of_all_ranks(value: Any) -> list[Any]:
+def of_all_ranks(value: Any) -> list[Any]:
+    """Return the values of all ranks, by rank; all must call this."""
     values = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values

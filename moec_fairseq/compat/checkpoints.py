@@ -1,17 +1,25 @@
 """Workarounds for checkpoints: safe loading, and files of several ranks that belong together."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from fairseq import checkpoint_utils
+from fairseq.utils import apply_to_sample
 from omegaconf import open_dict
 
-from moec_fairseq.checkpoint.files import check_processes
-from moec_fairseq.checkpoint.together import check_one_update, finish_renaming, whole_files
+from moec_fairseq.checkpoint import settings
+from moec_fairseq.checkpoint.assemble import assemble
+from moec_fairseq.checkpoint.files import Files, check_processes, find_files
+from moec_fairseq.checkpoint.loading import load_if_whole
+from moec_fairseq.checkpoint.shards import open_checkpoint, shard_of
+from moec_fairseq.checkpoint.together import check_one_update, finish_renaming, of_all_ranks, whole_files
 
 
 def allow_fairseq_checkpoints() -> None:
@@ -59,27 +67,91 @@ def save_whole(save_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def load_together(load_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
-    """Make sure that all ranks go on from the same update, and with as many processes as before.
+    """Make sure that all ranks go on from the same update, and with their own experts.
 
     Reason: fairseq loads what each rank finds (see ``save_whole``), and begins anew where it finds nothing: without a
-    word, too, when the number of processes, and with it the names of the files, has changed.
+    word, too, when the number of processes, and with it the names of the files, has changed, or when the file of
+    ``--restore-file`` is not there. The file of ``--finetune-from-model`` it loads on every rank, whosever experts it
+    holds.
     """
 
     @wraps(load_checkpoint)
     def load(cfg: Any, trainer: Any, **kwargs: Any) -> Any:
         folder, suffix = Path(cfg.save_dir), trainer.checkpoint_suffix
-        own = Path(cfg.restore_file.replace(".pt", f"{suffix}.pt"))
+        last = folder / f"checkpoint_last{suffix}.pt"
         if cfg.restore_file == "checkpoint_last.pt":
-            own = folder / own
-        if trainer.shares_experts:
-            check_processes(own, trainer.cfg.distributed_training.distributed_world_size)
-            finish_renaming(folder, suffix)
-            check_one_update(own)
+            if trainer.shares_experts:
+                check_processes(last, trainer.cfg.distributed_training.distributed_world_size)
+                finish_renaming(folder, suffix)
+                check_one_update(last)
+            else:
+                check_processes(last, 1)
+            named = None if last.is_file() else cfg.finetune_from_model
         else:
-            check_processes(own, 1)
-        return load_checkpoint(cfg, trainer, **kwargs)
+            named = cfg.restore_file
+        if named is None or not hasattr(trainer.task, "moec_model"):
+            return load_checkpoint(cfg, trainer, **kwargs)
+        files = find_files(Path(named))
+        cfg = deepcopy(cfg)
+        if cfg.finetune_from_model is not None:
+            cfg.finetune_from_model = str(next(iter(files.ranks.values())))  # fairseq wants to see that it is there
+        with own_experts(trainer, files, optimizer=named == cfg.restore_file and not cfg.reset_optimizer):
+            return load_checkpoint(cfg, trainer, **kwargs)
 
     return load
+
+
+@contextmanager
+def own_experts(trainer: Any, files: Files, optimizer: bool) -> Iterator[None]:
+    """Let the trainer load, in this context, what ``files`` hold of the parameters of this rank.
+
+    Args:
+        trainer: of this rank.
+        files: of a checkpoint of any number of ranks.
+        optimizer: whether the optimizer's state is wanted, too.
+
+    Raises:
+        ValueError: the files do not fit together, or are of another number of experts.
+    """
+    distributed = trainer.cfg.distributed_training
+    rank, world_size = (
+        (distributed.distributed_rank, distributed.distributed_world_size) if trainer.shares_experts else (0, 1)
+    )
+    own = files.ranks.get(rank)
+    state = load_if_whole(own) if own is not None and files.sharded == (world_size > 1) else None
+    fits = state is not None and (world_size == 1 or settings.trained_world_size(state) == world_size)
+    if trainer.shares_experts:
+        fits = all(of_all_ranks(fits))
+    if not fits:
+        source = open_checkpoint(files.path if files.sharded else files.ranks[0], optimizer)
+        shard = shard_of(source.num_experts, world_size, rank)
+        state = assemble(source, shard.experts)
+        settings.set_rank(state, shard, len(source.ranks))
+        own = source.ranks[0]
+    assert state is not None and own is not None
+    saved = settings.num_experts(state)
+    for layer in trainer.task.moec_model.moe_layers[:1]:
+        if saved != (wanted := layer.router.clusters.num_experts):
+            raise ValueError(
+                f"{files.path} has {saved} experts in a layer, but the model that is trained {wanted}; give "
+                f"--moe-expert-count {saved} (model.moe_expert_count), or another checkpoint."
+            )
+    if trainer.shares_experts and fits:
+        check_one_update(own)
+
+    def load(_: str, *args: Any, **kwargs: Any) -> Any:
+        return type(trainer).load_checkpoint(trainer, str(own), *args, **kwargs)
+
+    read = checkpoint_utils.load_checkpoint_to_cpu
+    trainer.load_checkpoint = load
+    if not fits:
+        # apart from the files, in which torch leaves tensors until they are used
+        checkpoint_utils.load_checkpoint_to_cpu = lambda *_, **__: apply_to_sample(torch.clone, state)
+    try:
+        yield
+    finally:
+        checkpoint_utils.load_checkpoint_to_cpu = read
+        del trainer.load_checkpoint
 
 
 def keep_crashes_apart(save_checkpoint: Callable[..., None]) -> Callable[..., None]:

@@ -1,4 +1,3 @@
-import logging
 import os
 from types import SimpleNamespace
 
@@ -32,13 +31,6 @@ KINDS = {
     "other validations": (*PLATEAU, "--lr-patience", 0, "--validate-interval", 2),
     "rate by epoch": ("--lr-scheduler", "fixed", "--lr", "0.003,0.002,0.001", "--force-anneal", 3, "--lr-shrink", 0.5),
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    logging.disable(logging.INFO)
-    yield
-    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture(scope="module")
