@@ -16,6 +16,7 @@ from moec_fairseq.compat.checkpoints import (
     load_together,
     save_whole,
 )
+from moec_fairseq.compat.languages import read_codes_with_hyphens
 from moec_fairseq.compat.ranks import (
     check_before_training,
     clip_experts_too,
@@ -52,3 +53,4 @@ FairseqTask.train_step = watch_batches(amp_on_cpu(FairseqTask.train_step))
 utils.clip_grad_norm_ = clip_experts_too(utils.clip_grad_norm_)
 FP16Optimizer.build_fp32_params = classmethod(keep_expert_marks(FP16Optimizer.build_fp32_params))
 data_utils.batch_by_size = keep_last_batch(data_utils.batch_by_size)
+data_utils.infer_language_pair = read_codes_with_hyphens(data_utils.infer_language_pair)

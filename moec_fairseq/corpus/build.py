@@ -9,7 +9,7 @@ from tqdm import tqdm
 from moec_fairseq.corpus.catalogs import read_wheel
 from moec_fairseq.corpus.cleaning import RULES, Pair, first_broken_rule, tidy
 from moec_fairseq.corpus.fetch import WHEELS_LIST
-from moec_fairseq.corpus.output import check_languages
+from moec_fairseq.corpus.languages import check_languages
 from moec_fairseq.corpus.pins import Pin, find_wheels, read_pins
 from moec_fairseq.corpus.splits import Splitter, fingerprint, share_for, write_corpus
 

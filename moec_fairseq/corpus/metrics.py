@@ -11,6 +11,8 @@ from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 from sacremoses import MosesTokenizer
 
+from moec_fairseq.corpus.languages import language_of
+
 TOKENISED = "BLEU, tokenised"
 COMPOUND_SPLIT = "BLEU, compounds split"
 
@@ -24,12 +26,6 @@ class Score:
 
     value: float
     signature: str
-
-
-def language_of(code: str) -> str:
-    """Return the two letters by which sacreBLEU and Moses know a language, such as zh for zh_CN and zho_Hans."""
-    language = re.split("[-_]", code)[0].lower()
-    return {"zho": "zh", "jpn": "ja", "kor": "ko"}.get(language, language)
 
 
 def metrics(target: str, tokenized: bool) -> dict[str, Callable[[], Any]]:

@@ -1,7 +1,6 @@
 """Files that appear under their name only when they are complete."""
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -34,12 +33,3 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def parallel_paths(folder: Path, split: str, source: str, target: str) -> tuple[Path, Path]:
     """Return where `folder` holds the two sides of a split."""
     return folder / f"{split}.{source}", folder / f"{split}.{target}"
-
-
-def check_languages(source: str, target: str) -> None:
-    """Raise ValueError unless the names can be endings of two files."""
-    for language in (source, target):
-        if not re.fullmatch(r"[A-Za-z][\w-]*", language):
-            raise ValueError(f"language {language!r} is not a language code; give one such as en, de or pt_BR")
-    if source == target:
-        raise ValueError(f"source and target are both {source!r}; they must differ")

@@ -7,7 +7,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from moec_fairseq.corpus.cleaning import Pair
-from moec_fairseq.corpus.output import check_languages, complete_files, parallel_paths
+from moec_fairseq.corpus.languages import check_languages
+from moec_fairseq.corpus.output import complete_files, parallel_paths
 from moec_fairseq.corpus.splits import Splitter, fingerprint, share_for, write_corpus
 from moec_fairseq.corpus.text import check_file, parallel_lines
 

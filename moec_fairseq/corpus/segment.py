@@ -8,7 +8,8 @@ from pathlib import Path
 import sentencepiece
 from tqdm import tqdm
 
-from moec_fairseq.corpus.output import check_languages, complete_files, parallel_paths
+from moec_fairseq.corpus.languages import check_languages
+from moec_fairseq.corpus.output import complete_files, parallel_paths
 from moec_fairseq.corpus.splits import SPLITS
 from moec_fairseq.corpus.text import check_file, lines
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from moec_fairseq.corpus.hypotheses import PIECE_MARK
+from moec_fairseq.corpus.languages import language_pairs
 from moec_fairseq.evaluate.model import ModelFacts
 
 
@@ -44,9 +45,8 @@ class DataOfModel:
 
     def _only_pair(self) -> tuple[str, str]:
         """Return the languages in the names of the binary files, as fairseq does where it was not told."""
-        names = [path.name.split(".") for path in self.binary.glob("*.*-*.*.idx")]
-        pairs = sorted({tuple(name[1].split("-")) for name in names if len(name) == 4})
-        if len(pairs) != 1 or len(pairs[0]) != 2:
+        pairs = language_pairs(self.binary)
+        if len(pairs) != 1:
             raise ValueError(
                 f"the checkpoint does not say between which languages it translates, and {self.binary} has "
                 f"{len(pairs)} pairs of languages, not one; give --data of its training"

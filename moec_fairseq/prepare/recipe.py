@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from moec_fairseq.corpus.output import check_languages
+from moec_fairseq.corpus.languages import check_languages
 from moec_fairseq.prepare.archives import TAR
 
 USES = ("train", "valid", "test")

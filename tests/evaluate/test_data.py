@@ -11,11 +11,11 @@ def binary(tmp_path):
     return make(tmp_path / "corpus" / "binary")
 
 
-def make(folder, pieces="\u2581a 1\nb 1\n"):
+def make(folder, pieces="\u2581a 1\nb 1\n", languages=("en", "de")):
     folder.mkdir(parents=True)
-    for language in ("en", "de"):
+    for language in languages:
         (folder / f"dict.{language}.txt").write_text(pieces)
-        (folder / f"test.en-de.{language}.idx").touch()
+        (folder / f"test.{'-'.join(languages)}.{language}.idx").touch()
     return folder
 
 
@@ -37,6 +37,12 @@ def test_data_of_prepare_data(binary):
         found = DataOfModel(place, facts("gone", "en", "de"))
         assert (found.binary, found.prepared) == (binary, binary.parent)
         assert found.pieces_model() == binary.parent / "spm.model"
+
+
+@pytest.mark.parametrize("languages", [("en", "pt-BR"), ("zh-Hant", "en"), ("en", "zh_CN"), ("sr-Latn", "pt-BR")])
+def test_languages_with_hyphens(tmp_path, languages):
+    found = DataOfModel(make(tmp_path / "data", languages=languages), facts("gone"))
+    assert (found.source, found.target) == languages
 
 
 def test_pieces_of_subword_nmt(tmp_path):
