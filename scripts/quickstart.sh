@@ -6,7 +6,7 @@
 # Data: the messages of published Python packages, from English,
 #   --target de|fr|es|nl   into this language (default: de)
 #   --tier full|small      from all packages, or without the two largest: 76 MB to fetch instead of 182 (default: full)
-# or your own text, one sentence per line, the same number of lines in both languages:
+# or your own text, one sentence per line, the same number of lines in both languages (.gz, .bz2, .xz are read, too):
 #   --train-prefix P       train on P.SOURCE and P.TARGET, for example P.en and P.de
 #   --valid-prefix P       validate on this (default: about 1000 sentences held out of the training text)
 #   --test-prefix P        test on this (default: the same)
@@ -93,6 +93,13 @@ one_of() { # one_of OPTION VALUE ALLOWED...: stop unless the value is allowed
   for allowed; do [[ $value == "$allowed" ]] && return; done
   fail "$option is '$value', but must be one of: $*."
 }
+text_file() { # text_file PREFIX LANGUAGE: the file of your text, which may be compressed
+  local file
+  for file in "$1.$2"{,.gz,.bz2,.xz,.zst}; do
+    [[ ! -e $file ]] || { echo "$file"; return; }
+  done
+  echo "$1.$2"
+}
 one_of --tier "$tier" full small
 one_of --model "$model" moec moec-nodropout moe dense
 [[ $max_update =~ ^[1-9][0-9]*$ ]] || fail "--max-update is '$max_update', but must be a whole number from 1."
@@ -100,7 +107,7 @@ one_of --model "$model" moec moec-nodropout moe dense
 if [[ -n $train_prefix ]]; then
   for prefix in "$train_prefix" ${valid_prefix:+"$valid_prefix"} ${test_prefix:+"$test_prefix"}; do
     for language in "$source_lang" "$target"; do
-      [[ -s $prefix.$language ]] || fail "Your text $prefix.$language is missing or empty; the options --*-prefix take a" \
+      [[ -s $(text_file "$prefix" "$language") ]] || fail "Your text $prefix.$language is missing or empty; the options --*-prefix take a" \
         "path without its language ending, --source and --target give the endings."
     done
   done
@@ -243,7 +250,9 @@ fi
 
 if [[ -n $train_prefix ]]; then
   for prefix in "$train_prefix" "${valid_prefix:-}" "${test_prefix:-}"; do
-    depends_on "text $prefix $source_lang $target ${prefix:+$(cksum <"$prefix.$source_lang") $(cksum <"$prefix.$target")}"
+    sums=""
+    [[ -z $prefix ]] || sums="$(cksum <"$(text_file "$prefix" "$source_lang")") $(cksum <"$(text_file "$prefix" "$target")")"
+    depends_on "text $prefix $source_lang $target $sums"
   done
   step "Checking and splitting your text" "$work/text" own
 else

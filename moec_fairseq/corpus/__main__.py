@@ -37,7 +37,9 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=build)
 
     command = commands.add_parser("own", parents=[languages], help="check and split your own text")
-    command.add_argument("--train-prefix", required=True, metavar="P", help="text is in P.SOURCE and P.TARGET")
+    command.add_argument(
+        "--train-prefix", required=True, metavar="P", help="text is in P.SOURCE and P.TARGET, or these with .gz"
+    )
     command.add_argument("--valid-prefix", metavar="P", help="default: split off the training text")
     command.add_argument("--test-prefix", metavar="P", help="default: split off the training text")
     command.add_argument("--out", type=Path, required=True, metavar="DIR")

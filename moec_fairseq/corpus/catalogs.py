@@ -1,26 +1,49 @@
 """Messages and their translations as published wheels hold them: gettext catalogs and Home Assistant's JSON files."""
 
 import json
+import lzma
+import struct
 import tempfile
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Container, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import polib
 
 from moec_fairseq.corpus.cleaning import Pair
+from moec_fairseq.corpus.compressed import most_bytes
+
+# What zipfile, polib and json raise; RuntimeError for what is encrypted, or nested without end.
+_BROKEN = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error,
+    EOFError, OSError, RuntimeError, LookupError, ValueError,
+)  # fmt: skip
 
 
 def read_wheel(wheel: Path, target: str) -> Iterator[Pair]:
-    """Yield the pairs (English message, its translation into the language `target`) of a wheel, as they are written."""
-    with zipfile.ZipFile(wheel) as archive:
-        names = [PurePosixPath(name) for name in sorted(archive.namelist())]
-        for name in names:
-            if _is_catalog(name, target) and not _is_compiled_elsewhere(name, names):
-                yield from _read_catalog(archive, name)
-            elif name.parts[-2:] == ("translations", f"{target}.json") and name.with_name("en.json") in names:
-                yield from _read_json(archive, name.with_name("en.json"), name)
+    """Yield the pairs (English message, its translation into the language `target`) of a wheel, as they are written.
+
+    Raises ValueError where the wheel or a catalog in it is broken, or holds more than it can.
+    """
+    name = ""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            files = {PurePosixPath(info.filename): info for info in archive.infolist()}
+            # no more of a file is read than it says here
+            if sum(info.file_size for info in archive.infolist()) > (most := most_bytes(wheel.stat().st_size)):
+                raise ValueError(f"it unpacks to more than {most:,} bytes, which no wheel of messages does")
+            for path in sorted(files, key=str):
+                name = f", {path}"
+                if _is_catalog(path, target) and not _is_compiled_elsewhere(path, files):
+                    yield from _read_catalog(archive.read(files[path]), path.suffix)
+                elif path.parts[-2:] == ("translations", f"{target}.json") and path.with_name("en.json") in files:
+                    yield from _read_json(*(archive.read(files[side]) for side in (path.with_name("en.json"), path)))
+    except _BROKEN as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the system
+        raise ValueError(f"{wheel}{name} cannot be read ({error}); remove the wheel, and fetch it again") from error
 
 
 def _is_catalog(name: PurePosixPath, target: str) -> bool:
@@ -29,14 +52,15 @@ def _is_catalog(name: PurePosixPath, target: str) -> bool:
     return name.suffix in {".mo", ".po"} and not locales.isdisjoint({*name.parent.parts, name.stem})
 
 
-def _is_compiled_elsewhere(name: PurePosixPath, names: list[PurePosixPath]) -> bool:
+def _is_compiled_elsewhere(name: PurePosixPath, names: Container[PurePosixPath]) -> bool:
     return name.suffix == ".po" and name.with_suffix(".mo") in names
 
 
-def _read_catalog(archive: zipfile.ZipFile, name: PurePosixPath) -> Iterator[Pair]:
-    with tempfile.TemporaryDirectory() as folder:  # polib reads .mo files by name only
-        path = archive.extract(str(name), folder)
-        entries = polib.mofile(path) if name.suffix == ".mo" else polib.pofile(path, encoding="utf-8")
+def _read_catalog(content: bytes, suffix: str) -> Iterator[Pair]:
+    with tempfile.TemporaryDirectory() as folder:  # given content, polib looks first whether a file has this name
+        path = Path(folder, f"catalog{suffix}")
+        path.write_bytes(content)
+        entries = polib.mofile(str(path)) if suffix == ".mo" else polib.pofile(str(path), encoding="utf-8")
     for entry in entries:
         if entry.obsolete or "fuzzy" in entry.flags:
             continue
@@ -49,9 +73,9 @@ def _read_catalog(archive: zipfile.ZipFile, name: PurePosixPath) -> Iterator[Pai
             yield Pair(entry.msgid, entry.msgstr)
 
 
-def _read_json(archive: zipfile.ZipFile, source: PurePosixPath, target: PurePosixPath) -> Iterator[Pair]:
-    translations = dict(_leaves(json.loads(archive.read(str(target)))))
-    for key, text in _leaves(json.loads(archive.read(str(source)))):
+def _read_json(source: bytes, target: bytes) -> Iterator[Pair]:
+    translations = dict(_leaves(json.loads(target)))
+    for key, text in _leaves(json.loads(source)):
         if key in translations:
             yield Pair(text, translations[key])
 

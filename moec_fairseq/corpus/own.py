@@ -7,6 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from moec_fairseq.corpus.cleaning import Pair
+from moec_fairseq.corpus.compressed import found_as
 from moec_fairseq.corpus.languages import check_languages
 from moec_fairseq.corpus.output import complete_files, parallel_paths
 from moec_fairseq.corpus.splits import Splitter, fingerprint, share_for, write_corpus
@@ -18,6 +19,7 @@ def own(
 ) -> None:
     """Write {train,valid,test}.{source,target} and report.json into `out` from files PREFIX.{source,target}.
 
+    Files may be compressed by gzip, bzip2 or xz, under these names or with .gz, .bz2 or .xz after them.
     Valid and test are used as they are when given, and split off train otherwise. Text is streamed: memory holds the
     fingerprints of held-out sentences only.
     """
@@ -41,7 +43,7 @@ def own(
 
 
 def _sides(prefix: str, source: str, target: str) -> tuple[Path, Path]:
-    return Path(f"{prefix}.{source}"), Path(f"{prefix}.{target}")
+    return found_as(Path(f"{prefix}.{source}")), found_as(Path(f"{prefix}.{target}"))
 
 
 def _pairs(sides: tuple[Path, Path], what: str) -> Iterator[Pair]:

@@ -1,9 +1,11 @@
 import json
+import zipfile
 from pathlib import Path
 
 import polib
 import pytest
 
+from moec_fairseq.corpus import compressed
 from moec_fairseq.corpus.build import build
 from moec_fairseq.corpus.catalogs import read_wheel
 from moec_fairseq.corpus.cleaning import Pair
@@ -51,6 +53,55 @@ def test_catalogs_of_a_wheel(tmp_path: Path) -> None:
         Pair("%d files", "%d Dateien"),
         Pair("Hello you", "Hallo du"),
     ]
+
+
+PO = str(catalog({"A red house": "Ein rotes Haus"})).encode()
+
+
+@pytest.mark.parametrize("name", ["../../de/x.po", "{}/de/x.po", "./de//x.po", "de/x.po"])
+def test_names_in_a_wheel_are_no_places(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    make_wheel(tmp_path / "x.whl", {name.format(tmp_path): PO})
+    assert list(read_wheel(tmp_path / "x.whl", "de")) == [Pair("A red house", "Ein rotes Haus")]
+    assert list(tmp_path.iterdir()) == [tmp_path / "x.whl"]
+
+
+def test_a_catalog_that_is_the_name_of_a_file(tmp_path):
+    (tmp_path / "secret.po").write_bytes(PO)
+    make_wheel(tmp_path / "x.whl", {"de/x.po": str(tmp_path / "secret.po").encode()})
+    with pytest.raises(ValueError, match=r"x\.whl, de/x\.po cannot be read \(Syntax error"):
+        list(read_wheel(tmp_path / "x.whl", "de"))
+
+
+DEEP = b"[" * 100_000
+
+
+@pytest.mark.parametrize("files", [
+    {"de/x.mo": b"\xde\x12\x04\x95" + b"\xff" * 24}, {"de/x.mo": b""}, {"de/x.po": b"msgid \xff"},
+    {"de/x.po": b'msgid "a"\nmsgid_plural "b"\nmsgstr[0] ""\nmsgstr "c"\nmsgstr'},
+    {"translations/de.json": DEEP, "translations/en.json": DEEP},
+    {"translations/de.json": b"{", "translations/en.json": b"{}"},
+])  # fmt: skip
+def test_a_broken_catalog_is_one_sentence(tmp_path, files):
+    make_wheel(tmp_path / "x.whl", files)
+    with pytest.raises(ValueError, match=r"x\.whl, .*\.(mo|po|json) cannot be read \(.*\); remove the wheel") as error:
+        list(read_wheel(tmp_path / "x.whl", "de"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_wheel_that_is_none(tmp_path):
+    (tmp_path / "x.whl").write_bytes(b"PK none")
+    with pytest.raises(ValueError, match=r"x\.whl cannot be read \(File is not a zip file\)"):
+        list(read_wheel(tmp_path / "x.whl", "de"))
+
+
+@pytest.mark.parametrize("others", [0, 9])
+def test_a_bomb_in_a_wheel_is_not_unpacked(tmp_path, monkeypatch, others):
+    monkeypatch.setattr(compressed, "_ROOM", 1 << 18)
+    files = {"de/x.po": bytes(1 << (22 if not others else 17))} | {f"{n}/de.po": bytes(1 << 17) for n in range(others)}
+    make_wheel(tmp_path / "x.whl", files, zipfile.ZIP_DEFLATED)
+    with pytest.raises(ValueError, match=r"x\.whl cannot be read \(it unpacks to more than [\d,]+ bytes"):
+        list(read_wheel(tmp_path / "x.whl", "de"))
 
 
 @pytest.fixture
