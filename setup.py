@@ -28,6 +28,7 @@ setup(
         'numpy>=1.21.3,<1.24; python_version < "3.11"',
         "torch>=1.13",
         "fairscale==0.4.13",
+        "lxml>=4.9",
         "matplotlib>=3.6",
         "polib>=1.2",
         "pyyaml>=5.1",

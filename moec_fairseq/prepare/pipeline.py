@@ -14,7 +14,7 @@ from moec_fairseq.cli.named import find_yaml
 from moec_fairseq.cli.stages import Stages
 from moec_fairseq.corpus.output import complete_files, parallel_paths
 from moec_fairseq.corpus.segment import check_sizes, train_model
-from moec_fairseq.prepare.archives import extract, unpack
+from moec_fairseq.prepare.archives import extract
 from moec_fairseq.prepare.cleaning import Limits
 from moec_fairseq.prepare.download import download
 from moec_fairseq.prepare.parallel import processes
@@ -130,7 +130,7 @@ def _places(corpus: Recipe, archives: dict[str, Path], out: Path) -> list[dict[s
         if members:
             found |= {(name, m): p for m, p in extract(path, members, out / name).items()}
         else:
-            found[name, None] = unpack(path, out / name)
+            found[name, None] = path
     return [{language: found[place] for language, place in part.texts.items()} for part in corpus.parts]
 
 

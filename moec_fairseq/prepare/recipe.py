@@ -11,9 +11,10 @@ import yaml
 
 from moec_fairseq.corpus.languages import check_languages
 from moec_fairseq.prepare.archives import TAR
+from moec_fairseq.prepare.markup import is_named_as_markup
 
 USES = ("train", "valid", "test")
-_LAYOUTS = re.compile(r"(\.(sgml?|xml|txt|gz))+$")  # endings that stand after the language
+_LAYOUTS = re.compile(r"(\.(sgml?|xml|txt|gz|bz2|xz))+$", re.IGNORECASE)  # endings that stand after the language
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,17 @@ class Archive:
 
 @dataclass(frozen=True)
 class Part:
-    """A parallel text: ``texts[language]`` is (archive, member), member None where the archive is the text itself."""
+    """A parallel text.
+
+    Attributes:
+        use: train, valid or test.
+        texts: (archive, member) of each language, member None where the archive is the text itself.
+        reference: whose translation it is, where a file has several; None: the first.
+    """
 
     use: str
     texts: dict[str, tuple[str, str | None]]
+    reference: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,12 +117,12 @@ def _check_keys(values: Mapping[str, Any], known: Collection[str]) -> None:
 
 
 def _part(values: dict[str, Any]) -> Part:
-    _check_keys(values, ("use", "texts"))
+    _check_keys(values, ("use", "texts", "reference"))
     texts = {}
     for language, place in values["texts"].items():
         archive, _, member = place.partition(":")
         texts[language] = (archive, member or None)
-    return Part(values["use"], texts)
+    return Part(values["use"], texts, values.get("reference"))
 
 
 def _check(recipe: Recipe, path: Path) -> None:
@@ -160,14 +168,16 @@ def _check_values(recipe: Recipe, path: Path) -> None:
 
 def _check_sides(recipe: Recipe, part: Part, path: Path) -> None:
     """Raise ValueError if both sides are the same text, or the names say that they are exchanged."""
-    if part.texts[recipe.source] == part.texts[recipe.target]:
+    names = {key: member or recipe.archives[archive].file_name for key, (archive, member) in part.texts.items()}
+    if part.texts[recipe.source] == part.texts[recipe.target] and not is_named_as_markup(names[recipe.source]):
         raise ValueError(
             f"{path}: both sides of a part for {part.use} are {':'.join(filter(None, part.texts[recipe.source]))}, but "
             "each must have a file; split a file of two columns first"
         )
+    if part.reference is not None and not isinstance(part.reference, str):
+        raise ValueError(f"{path}: reference is {part.reference!r}, but must be text, in quotes")
     other = {recipe.source: recipe.target, recipe.target: recipe.source}
-    for language, (archive, member) in part.texts.items():
-        name = member or recipe.archives[archive].file_name
+    for language, name in names.items():
         if _LAYOUTS.sub("", name).endswith(f".{other[language]}"):
             raise ValueError(
                 f"{path}: {name} is taken for {language}; exchange the two sides of this part for {part.use}"

@@ -1,26 +1,23 @@
 """Published files to normalised plain text: {train,valid,test}.{source,target}."""
 
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import Executor
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 
 from tqdm import tqdm
 
 from moec_fairseq.corpus.output import complete_files, parallel_paths
-from moec_fairseq.corpus.text import normalise_space
+from moec_fairseq.corpus.text import on_one_line
 from moec_fairseq.prepare.cleaning import normalise
-from moec_fairseq.prepare.markup import sentences
 from moec_fairseq.prepare.parallel import chunks, in_order
 from moec_fairseq.prepare.recipe import USES, Recipe
+from moec_fairseq.prepare.sentences import Sentence, parallel_sentences
 
 CHUNK = 5_000  # pairs
 PUBLISHED_TEST = "test-as-published"  # the test text without normalisation, which scores are computed from
 TEXTS = (*USES, PUBLISHED_TEST)  # what is written, for each language
 
-Raw = tuple[str | None, str | None]
 Pairs = list[tuple[str, str]]
 
 
@@ -59,14 +56,14 @@ def write_texts(
         trained = 0
         for part, place in zip(recipe.parts, places, strict=True):
             source, target = place[recipe.source], place[recipe.target]
-            raw = _parallel(source, recipe.source, target, recipe.target)
+            raw = parallel_sentences(source, recipe.source, target, recipe.target, part.reference)
             bar = tqdm(desc=f"read {source.name}", unit=" pairs", unit_scale=True)
             step = partial(_normalised, keep=part.use == "test")
             for pairs, originals, read in in_order(pool, step, chunks(raw, CHUNK), ahead):
                 bar.update(read)
                 write(PUBLISHED_TEST, originals)
                 counts[f"{part.use}: read"] += read
-                counts[f"{part.use}: metadata"] += read - len(pairs)
+                counts[f"{part.use}: metadata or untranslated"] += read - len(pairs)
                 if part.use != "test":
                     full = [pair for pair in pairs if all(pair)]
                     pairs = _noting(counts, f"{part.use}: a side is empty", pairs, full)
@@ -102,21 +99,8 @@ def _new(pairs: Pairs, seen: set[int]) -> Pairs:
     return new
 
 
-def _parallel(source: Path, source_language: str, target: Path, target_language: str) -> Iterator[Raw]:
-    end = object()
-    pairs = zip_longest(sentences(source, source_language), sentences(target, target_language), fillvalue=end)
-    for number, (one, other) in enumerate(pairs):
-        if one is end or other is end:
-            shorter, longer = (source, target) if one is end else (target, source)
-            raise ValueError(
-                f"{shorter} has {number} sentences, but {longer} has more; line N of one must be the translation of "
-                "line N of the other"
-            )
-        yield one, other  # type: ignore[misc]
-
-
-def _normalised(raw: list[Raw], keep: bool) -> tuple[Pairs, Pairs, int]:
-    """Return the pairs of a chunk but those of metadata, the same as they were if asked for, and how many it had."""
+def _normalised(raw: list[tuple[Sentence, Sentence]], keep: bool) -> tuple[Pairs, Pairs, int]:
+    """Return the pairs of a chunk that have both sides, the same as they were if asked for, and how many it had."""
     pairs = [(one, other) for one, other in raw if one is not None and other is not None]
-    originals = [(normalise_space(one), normalise_space(other)) for one, other in pairs] if keep else []
+    originals = [(on_one_line(one), on_one_line(other)) for one, other in pairs] if keep else []
     return [(normalise(one), normalise(other)) for one, other in pairs], originals, len(raw)

@@ -1,14 +1,19 @@
 """The whole chain on archives in the published layouts, over HTTP on this machine."""
 
+import bz2
+import gzip
+import lzma
 import random
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from moec_fairseq.corpus.segment import train_model
+from moec_fairseq.corpus.text import raw_lines
 from moec_fairseq.prepare.archives import extract
 from moec_fairseq.prepare.pieces import _segment
 from moec_fairseq.prepare.pipeline import _places
@@ -82,7 +87,8 @@ def test_what_the_pieces_do_not_know_is_no_word_of_its_own(tmp_path):
 
 
 def texts(recipe, raw, out, distinct=False):
-    archives = {name: raw / archive.file_name for name, archive in recipe.archives.items()}
+    used = {name for part in recipe.parts for name, _ in part.texts.values()}
+    archives = {name: raw / archive.file_name for name, archive in recipe.archives.items() if name in used}
     with ThreadPoolExecutor(2) as pool:
         return write_texts(recipe, _places(recipe, archives, out / "extracted"), out, pool, 4, distinct)
 
@@ -97,9 +103,11 @@ def test_talks(tmp_path):
     assert lines(tmp_path / "out/train.de") == [line for n, line in enumerate(german, 1) if n % 23]
     test = [line for number in range(5) for line in published.pairs(4, "de", "en", 10 + number)[1]]
     assert lines(tmp_path / "out/test.en") == test
-    assert counts["train: read"] == 236 and counts["train: metadata"] == 6 and counts["valid: kept"] == 10
+    assert (
+        counts["train: read"] == 236 and counts["train: metadata or untranslated"] == 6 and counts["valid: kept"] == 10
+    )
     assert counts["train: read"] == sum(
-        counts[f"train: {rule}"] for rule in ("metadata", "held out for validation", "kept")
+        counts[f"train: {rule}"] for rule in ("metadata or untranslated", "held out for validation", "kept")
     )
 
 
@@ -116,7 +124,7 @@ def test_members_that_are_compressed_again(tmp_path):
     published.giga(tmp_path)
     names = {f"giga-fren.release2.fixed.{language}" for language in ("en", "fr")}
     found = extract(tmp_path / "training-giga-fren.tar", names, tmp_path / "out")
-    assert lines(found["giga-fren.release2.fixed.fr"]) == published.pairs(10, "en", "fr")[1]
+    assert list(raw_lines(found["giga-fren.release2.fixed.fr"])) == published.pairs(10, "en", "fr")[1]
 
 
 RECIPE = """
@@ -136,6 +144,70 @@ parts:
 def small(tmp_path):
     (tmp_path / "small.yaml").write_text(RECIPE)
     return read_recipe(tmp_path / "small.yaml")
+
+
+SET = """<?xml version="1.0"?>
+<dataset id="x"><doc id="1" origlang="en">
+<src lang="en"><p><seg id="1">R&amp;D\u00ad: a</seg><seg id="2">b  b</seg><seg id="3">c</seg></p></src>
+<ref lang="de" translator="A"><p><seg id="1">„F&amp;E“\u200b: A</seg><seg id="3">C\u2028C</seg></p></ref>
+<ref lang="de" translator="B"><p><seg id="1">1</seg><seg id="2">2</seg><seg id="3">3</seg></p></ref>
+</doc></dataset>
+"""
+
+
+@pytest.mark.parametrize("names", [("x.en", "x.de"), ("x.xml", "x.xml")])
+def test_a_set_with_both_sides_in_one_file(tmp_path, capsys, names):
+    for name in {*names}:
+        (tmp_path / name).write_text(SET, encoding="utf-8")
+    one = '  one: {url: "http://127.0.0.1:9/x.xml", licence: none}\n'
+    text = RECIPE.replace("parts:", f"{one}parts:")
+    (tmp_path / "set.yaml").write_text(
+        text if names[0] == "x.en" else text.replace("{en: en, de: de}", "{en: one, de: one}")
+    )
+    recipe = read_recipe(tmp_path / "set.yaml")
+    counts = texts(recipe, tmp_path, tmp_path / "out")
+    assert lines(tmp_path / "out/train.en") == ["R&D: a", "c"]
+    assert lines(tmp_path / "out/train.de") == ['"F&E": A', "C C"]
+    # as published: not even what nobody sees is gone
+    assert lines(tmp_path / "out/test-as-published.en") == ["R&D\u00ad: a", "c"]
+    assert lines(tmp_path / "out/test-as-published.de") == ["„F&E“\u200b: A", "C C"]
+    assert counts["test: metadata or untranslated"] == 1 and counts["test: kept"] == 2
+    assert capsys.readouterr().out.count(f"{names[1]} has references by A, B: that by A is taken") == 3
+    other = replace(recipe, parts=[replace(part, reference="B") for part in recipe.parts])
+    texts(other, tmp_path, tmp_path / "other")
+    assert lines(tmp_path / "other/test-as-published.de") == ["1", "2", "3"]
+
+
+SGML = """<refset setid="x" srclang="any" trglang="de">
+<doc docid="d" sysid="ref">
+<seg id="1">so\u00adft a=1&section=2</seg>
+<seg id="2"/>
+<seg id="3">c  <3</seg>
+</doc>
+</refset>
+"""
+
+
+@pytest.mark.parametrize("ending", ["sgm", "SGM", "sgm.gz", "xml.xz"])
+def test_a_set_in_sgml(tmp_path, ending):
+    for language, kind in (("en", "src"), ("de", "ref")):
+        content = SGML.replace("ref", kind).encode()
+        content = gzip.compress(content) if ending.endswith("gz") else content
+        (tmp_path / f"x.{language}.{ending}").write_bytes(lzma.compress(content) if ending.endswith("xz") else content)
+    (tmp_path / "set.yaml").write_text(RECIPE.replace('x.en"', f'x.en.{ending}"').replace('x.de"', f'x.de.{ending}"'))
+    counts = texts(read_recipe(tmp_path / "set.yaml"), tmp_path, tmp_path / "out")
+    assert lines(tmp_path / "out/test-as-published.de") == ["so\u00adft a=1&section=2", "", "c <3"]
+    assert lines(tmp_path / "out/train.de") == ["soft a=1&section=2", "c <3"] and counts["test: kept"] == 3
+
+
+def test_compressed_files_of_a_recipe(tmp_path, small):
+    (tmp_path / "x.en").write_bytes(bz2.compress(b"a\nb\n"))
+    (tmp_path / "x.de").write_bytes(lzma.compress(b"A\nB\n"))
+    texts(small, tmp_path, tmp_path / "out")
+    assert lines(tmp_path / "out/train.en") == ["a", "b"] and lines(tmp_path / "out/train.de") == ["A", "B"]
+    (tmp_path / "x.de").write_bytes(b"\x28\xb5\x2f\xfd\x04\x58")
+    with pytest.raises(ValueError, match=r"x\.de is a file compressed by zstd, .* zstd -d x\.de"):
+        texts(small, tmp_path, tmp_path / "out")
 
 
 def test_different_numbers_of_lines(tmp_path, small):
@@ -159,9 +231,11 @@ def test_a_truncated_archive(tmp_path):
     path = tmp_path / "wmt14/test-full.tgz"
     path.write_bytes(path.read_bytes()[:-200])
     source, reference = (f"test-full/newstest2014-deen-{kind}.sgm" for kind in ("src.en", "ref.de"))
-    with pytest.raises(ValueError, match=r"test-full\.tgz is broken \(.*\); remove it and start again"):
+    with pytest.raises(
+        ValueError, match=r"test-full\.tgz is broken \(.*\); remove it and start again with a whole copy"
+    ):
         extract(path, {source, reference}, tmp_path / "out")
-    assert not (tmp_path / "out" / reference.replace("/", "_")).exists()
+    assert not list((tmp_path / "out").rglob(Path(reference).name))
 
 
 @pytest.mark.parametrize("ending", ["tgz", "tar.bz2", "tar.xz"])
@@ -191,19 +265,6 @@ def test_a_member_that_is_not_there(tmp_path):
     published.giga(tmp_path)
     with pytest.raises(ValueError, match=r"has no other\.en; it has giga-fren"):
         extract(tmp_path / "training-giga-fren.tar", {"other.en"}, tmp_path / "out")
-
-
-def test_the_wrong_language(tmp_path):
-    from moec_fairseq.prepare.markup import sentences
-
-    path = tmp_path / "ref.sgm"
-    path.write_bytes(published.sgml(["a"], "ref", "fr"))
-    assert list(sentences(path, "fr")) == ["a"]
-    path.write_bytes(published.sgml(["a"], "ref", "german"))
-    assert list(sentences(path, "de")) == ["a"]
-    path.write_bytes(published.sgml(["a"], "ref", "fr"))
-    with pytest.raises(ValueError, match="is a reference in fr, but is taken for de"):
-        list(sentences(path, "de"))
 
 
 @pytest.mark.parametrize("arguments, sentence", [

@@ -56,7 +56,9 @@ parts:
     ("target: de", "target: no", "False is no language; put a code such as no in quotes"),
     ("target: de", "target: en", "source and target are both 'en'"),
     ("parts:", "valid_evry: 23\nparts:", "valid_evry is none of source, target"),
-    ("use: valid,", "use: valid, weight: 2,", "weight is none of use, texts"),
+    ("use: valid,", "use: valid, weight: 2,", "weight is none of use, texts, reference"),
+    ("use: test,", "use: test, reference: 7,", "reference is 7, but must be text, in quotes"),
+    ('"a:x.en", de: "a:x.de"', '"a:x.de.SGM.gz", de: "a:x.en.SGM.gz"', "x.de.SGM.gz is taken for en; exchange"),
     ("url: \"http://x/a.tgz\"", "url: 7", "url of archive a is 7, but must be text, in quotes"),
     ("licence: none}", "licence: none, bytes: \"7\"}", "bytes of archive a is '7', but must be a whole number"),
     ("licence: none}", "licence: none, md5: 12345}", "but must be text, in quotes"),
@@ -76,3 +78,13 @@ def test_recipes_that_make_no_sense(tmp_path, old, new, message):
     (tmp_path / "x.yaml").write_bytes(b"source: \xff")
     with pytest.raises(ValueError, match=r"x\.yaml is no recipe \(UnicodeDecodeError"):
         read_recipe(tmp_path / "x.yaml")
+
+
+@pytest.mark.parametrize("name", ["x.xml", "d/x.en-de.XML", "x.sgm.gz"])
+def test_one_file_for_both_sides(tmp_path, name):
+    two = 'test, texts: {en: "a:x.en", de: "a:x.de"}'
+    assert two in GOOD
+    one = f'test, reference: B, texts: {{en: "a:{name}", de: "a:{name}"}}'
+    (tmp_path / "x.yaml").write_text(GOOD.replace(two, one))
+    part = read_recipe(tmp_path / "x.yaml").parts[-1]
+    assert part.texts == {"en": ("a", name), "de": ("a", name)} and part.reference == "B"
