@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,19 +33,21 @@ def trained(tmp_path, server, local_recipe):
     broken = tmp_path / "web/wmt17/translation-task/dev.tgz"
     whole = broken.read_bytes()
     broken.write_bytes(whole[: len(whole) // 2])
-    prepare = ["prepare", local_recipe("wmt14_en_de"), "--vocab-size", 500]
+    recipe = local_recipe("wmt14_en_de")  # to a code with a hyphen, which is nowhere given again
+    recipe.write_text(re.sub(r'\bde(?=: "|\n)', "de-AT", recipe.read_text()))
+    prepare = ["prepare", recipe, "--vocab-size", 500]
 
     server.break_after["/wmt13/training-parallel-europarl-v7.tgz"] = [3000]
     done = run(*prepare, cwd=tmp_path)
     assert done.returncode == 1 and "raw/wmt17-dev.tgz is broken" in done.stderr.splitlines()[-1]
-    assert not list((tmp_path / "wmt14_en_de-en-de/text").glob("*"))
+    assert not list((tmp_path / "wmt14_en_de-en-de-AT/text").glob("*"))
     broken.write_bytes(whole)
-    (tmp_path / "wmt14_en_de-en-de/raw/wmt17-dev.tgz").unlink()
+    (tmp_path / "wmt14_en_de-en-de-AT/raw/wmt17-dev.tgz").unlink()
     done = run(*prepare, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
     done = run(
-        "launch", "small_moec", "--configs", ROOT / "configs", "task.data=wmt14_en_de-en-de/binary", *SIZES,
+        "launch", "small_moec", "--configs", ROOT / "configs", "task.data=wmt14_en_de-en-de-AT/binary", *SIZES,
         "optimization.max_epoch=3", "dataset.max_tokens=4000", "dataset.num_workers=0", "--processes", 2,
         "optimization.lr=[0.01]", "lr_scheduler.warmup_updates=10", cwd=tmp_path,
     )  # fmt: skip
@@ -86,7 +89,7 @@ def test_from_archives_to_scores(trained):
     assert done.returncode == 0, done.stderr
     with (trained / "results.csv").open() as file:
         assert [(row["system"], row["set"]) for row in csv.DictReader(file)] == [
-            ("small_moec/seed1", "wmt14_en_de-en-de/test"), ("best", "mine.en"),
+            ("small_moec/seed1", "wmt14_en_de-en-de-AT/test"), ("best", "mine.en"),
         ]  # fmt: skip
 
     done = run(*evaluate, *mine, "--against", out / "references.txt", cwd=trained)

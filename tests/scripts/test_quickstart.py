@@ -1,6 +1,7 @@
-"""The real quickstart script on a small text of its own, with an interruption."""
+"""The real quickstart script on a small text of its own, which is partly compressed, with an interruption."""
 
 import fcntl
+import gzip
 import json
 import os
 import random
@@ -15,6 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "quickstart.sh"
+TARGET = "de-AT"  # a code with a hyphen
 WORDS = {
     "open": "öffne", "close": "schließe", "copy": "kopiere", "move": "verschiebe", "the": "das", "a": "ein",
     "file": "Buch", "picture": "Bild", "window": "Fenster", "now": "jetzt", "later": "später", "here": "hier",
@@ -22,12 +24,12 @@ WORDS = {
 }  # fmt: skip
 
 
-def write_text(prefix: Path, lines: int) -> None:
+def write_text(prefix: Path, lines: int, target: str = "de") -> None:
     """Write pairs that differ in their words, so that the split by sentence finds enough of them."""
     chance = random.Random(1)
     english = [chance.choices(sorted(WORDS), k=chance.randint(3, 9)) for _ in range(lines)]
     prefix.with_suffix(".en").write_text("".join(" ".join(words) + "\n" for words in english), encoding="utf-8")
-    prefix.with_suffix(".de").write_text(
+    prefix.with_suffix(f".{target}").write_text(
         "".join(" ".join(WORDS[word] for word in words) + "\n" for words in english), encoding="utf-8"
     )
 
@@ -58,15 +60,18 @@ def only_line(result: subprocess.CompletedProcess[str]) -> str:
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("text with space")
-    write_text(folder / "train", 400)
-    write_text(folder / "test", 12)
-    write_text(folder / "valid", 12)
+    write_text(folder / "train", 400, TARGET)
+    write_text(folder / "test", 12, TARGET)
+    write_text(folder / "valid", 12, TARGET)
+    for name in ("train.en", f"valid.{TARGET}"):
+        (folder / f"{name}.gz").write_bytes(gzip.compress((folder / name).read_bytes()))
+        (folder / name).unlink()
     return folder
 
 
 def own(text: Path, work: Path, updates: int) -> list[str | Path]:
     prefixes = [x for name in ("train", "valid", "test") for x in (f"--{name}-prefix", text / name)]
-    return [*prefixes, "--max-update", str(updates), "--work-dir", work]
+    return [*prefixes, "--target", TARGET, "--max-update", str(updates), "--work-dir", work]
 
 
 def interrupt_when(process: subprocess.Popen[str], condition: Path) -> None:
@@ -105,7 +110,7 @@ def test_interrupted_and_started_again_it_goes_on_and_finishes(text: Path, tmp_p
     assert "going on from update" in second.stdout
     updates = updates_of_training(log)
     assert updates[0] == 1 and updates[-1] == 24 and updates.count(1) == 1
-    assert len((work / "moec-seed1" / "translations" / "test.de").read_text(encoding="utf-8").splitlines()) == 12
+    assert len((work / "moec-seed1" / "translations" / f"test.{TARGET}").read_text(encoding="utf-8").splitlines()) == 12
     assert {"bleu", "chrf"} <= json.loads((work / "moec-seed1" / "score" / "score.json").read_text()).keys()
 
     before = {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.is_file()}
@@ -141,6 +146,14 @@ def test_different_numbers_of_lines_are_explained_in_one_line(tmp_path: Path) ->
         file.write("eine Zeile zu viel\n")
     line = only_line(quickstart("--train-prefix", tmp_path / "train", "--work-dir", tmp_path / "work"))
     assert "40" in line and "41" in line
+
+
+def test_compressed_text_that_cannot_be_read_is_explained_in_one_line(tmp_path: Path) -> None:
+    write_text(tmp_path / "train", 40)
+    (tmp_path / "train.de").rename(tmp_path / "train.de.zst")
+    (tmp_path / "train.de.zst").write_bytes(b"\x28\xb5\x2f\xfd\x04\x58")
+    line = only_line(quickstart("--train-prefix", tmp_path / "train", "--work-dir", tmp_path / "work"))
+    assert "train.de.zst is a file compressed by zstd" in line and "iconv" not in line
 
 
 def test_two_at_once_do_a_step_one_after_the_other(text: Path, tmp_path: Path) -> None:
