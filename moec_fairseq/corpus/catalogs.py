@@ -38,7 +38,7 @@ def read_wheel(wheel: Path, target: str) -> Iterator[Pair]:
                 name = f", {path}"
                 if _is_catalog(path, target) and not _is_compiled_elsewhere(path, files):
                     yield from _read_catalog(archive.read(files[path]), path.suffix)
-                elif path.parts[-2:] == ("translations", f"{target}.json") and path.with_name("en.json") in files:
+                elif _is_json(path, target) and path.with_name("en.json") in files:
                     yield from _read_json(*(archive.read(files[side]) for side in (path.with_name("en.json"), path)))
     except _BROKEN as error:
         if isinstance(error, OSError) and error.errno is not None:
@@ -46,10 +46,18 @@ def read_wheel(wheel: Path, target: str) -> Iterator[Pair]:
         raise ValueError(f"{wheel}{name} cannot be read ({error}); remove the wheel, and fetch it again") from error
 
 
+def _spellings(target: str) -> set[str]:
+    """Return how catalogs call a language as such: gettext's have pt_BR, Home Assistant's pt-BR."""
+    return {target.replace("-", "_"), target.replace("_", "-"), f"{target}_{target.upper()}"}
+
+
 def _is_catalog(name: PurePosixPath, target: str) -> bool:
     """Tell whether `name` is a catalog of the language as such (de, de_DE), not of a variety (de_AT, de_Informal)."""
-    locales = {target, f"{target}_{target.upper()}"}
-    return name.suffix in {".mo", ".po"} and not locales.isdisjoint({*name.parent.parts, name.stem})
+    return name.suffix in {".mo", ".po"} and not _spellings(target).isdisjoint({*name.parent.parts, name.stem})
+
+
+def _is_json(name: PurePosixPath, target: str) -> bool:
+    return name.suffix == ".json" and name.parent.name == "translations" and name.stem in _spellings(target)
 
 
 def _is_compiled_elsewhere(name: PurePosixPath, names: Container[PurePosixPath]) -> bool:

@@ -55,6 +55,18 @@ def test_catalogs_of_a_wheel(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("target", ["pt-BR", "pt_BR"])
+def test_a_variety_is_one_with_hyphen_and_underscore(tmp_path, target):
+    files = {
+        f"{name}.po": str(catalog({f"The {name}": f"O {name}"})).encode()
+        for name in ("pt_BR/a", "pt-BR/b", "locale/pt_BR", "pt/c", "pt_PT/d")
+    }
+    files |= {f"translations/{name}.json": b'{"x": "%b"}' % name.encode() for name in ("en", "pt-BR", "pt")}
+    make_wheel(tmp_path / "x.whl", files)
+    found = {pair.target for pair in read_wheel(tmp_path / "x.whl", target)}
+    assert found == {"O pt_BR/a", "O pt-BR/b", "O locale/pt_BR", "pt-BR"}
+
+
 PO = str(catalog({"A red house": "Ein rotes Haus"})).encode()
 
 
