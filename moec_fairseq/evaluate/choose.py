@@ -1,6 +1,5 @@
 """Which sentences are translated: of sacrebleu, of the user, or of the data of the model."""
 
-import html
 import tarfile
 from dataclasses import dataclass
 from hashlib import sha256
@@ -14,6 +13,7 @@ from moec_fairseq.corpus.output import parallel_paths
 from moec_fairseq.corpus.text import lines, raw_lines
 from moec_fairseq.evaluate.data import DataOfModel
 from moec_fairseq.evaluate.sets import BinarySet, EvaluationSet, TextSet, check_lengths
+from moec_fairseq.prepare.markup import with_characters
 from moec_fairseq.prepare.texts import PUBLISHED_TEST
 
 
@@ -111,7 +111,7 @@ def from_sacrebleu(name: str, source: str, target: str) -> TextSet:
             "and --references"
         ) from error
     # sacrebleu leaves &amp; and the like in older sets; references stay, so that scores are those of sacrebleu
-    texts = [[html.unescape(line) for line in lines(files[0])], *(list(raw_lines(file)) for file in files[1:])]
+    texts = [[with_characters(line) for line in lines(files[0])], *(list(raw_lines(file)) for file in files[1:])]
     try:
         check_lengths(dict(zip(map(str, files), texts, strict=True)))
     except ValueError as error:

@@ -164,10 +164,13 @@ def _mended(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Return text as XML has it; references to characters, such as &lt; or &#60;, are still none."""
-    return escape(_NO_CHARACTER.sub(" ", _REFERENCE.sub(lambda found: _character(found[0]), text)))
+    return escape(_NO_CHARACTER.sub(" ", with_characters(text)))
+
+
+def with_characters(text: str) -> str:
+    """Return text with the characters that references stand for, such as &lt; and &#60;; every other & stays."""
+    return _REFERENCE.sub(lambda found: _character(found[0]), text)
 
 
 def _character(reference: str) -> str:
-    """Return what a reference stands for; itself if that is nothing."""
     return html.unescape(reference) if reference[1] == "#" else html5.get(reference[1:], reference)

@@ -13,10 +13,10 @@ def test_a_set_of_sacrebleu(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "_outdir", str(tmp_path))
     for field in data.fieldnames("en-de"):
         (tmp_path / f"wmt14_full.en-de.{field}").write_text(
-            {"src": "a  &amp; b\nc\n", "ref": "A\nC\n"}.get(field, "x\nx\n")
+            {"src": "a  &amp; b\nx=1&section=2\n", "ref": "A\nC\n"}.get(field, "x\nx\n")
         )
     found = from_sacrebleu("wmt14/full", "en", "de")
-    assert (found.source, found.references) == (["a & b", "c"], [["A", "C"]])
+    assert (found.source, found.references) == (["a & b", "x=1&section=2"], [["A", "C"]])
 
 
 def test_sets_that_sacrebleu_has_not():
