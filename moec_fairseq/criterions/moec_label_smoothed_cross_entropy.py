@@ -71,7 +71,7 @@ class MoECLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion)
         for layer in model.moe_layers:
             self.gate_loss.check_cluster(layer.dropout.fewest_survivors_in_a_cluster(layer.router.clusters))
         self.adaptive_softmax = getattr(model.decoder, "adaptive_softmax", None) is not None
-        self.num_layers = len(model.moe_layers)
+        self.num_layers = model.num_moe_layers
         self.world_size = model.world_size
         self.num_experts = model.moe_layers[0].router.clusters.num_experts if model.moe_layers else 0
 

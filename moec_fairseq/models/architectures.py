@@ -23,8 +23,6 @@ def tiny(args: Any) -> None:
         encoder_ffn_embed_dim=64,
         encoder_layers=2,
         encoder_attention_heads=2,
-        decoder_embed_dim=64,
-        decoder_ffn_embed_dim=64,
         decoder_layers=2,
         decoder_attention_heads=2,
         moe_expert_count=8,
@@ -55,7 +53,7 @@ def iwslt_de_en(args: Any) -> None:
 
 @register_model_architecture(NAME, f"{NAME}_wmt_en_de")
 def wmt_en_de(args: Any) -> None:
-    """The published WMT recipe: Transformer base, pre-norm in the encoder, 64 experts in 8 clusters after layers 3."""
+    """The published WMT recipe: Transformer base, pre-norm in the encoder, 64 experts in 8 clusters in the middle."""
     _defaults(
         args,
         encoder_normalize_before=True,
@@ -66,8 +64,6 @@ def wmt_en_de(args: Any) -> None:
         moe_expert_count=64,
         moec_cluster_count=8,
         moec_sublayers=3,
-        encoder_moe_layers="3",
-        decoder_moe_layers="3",
     )
 
 

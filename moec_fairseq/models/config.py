@@ -10,9 +10,18 @@ from fairseq.models.transformer import TransformerConfig
 from omegaconf import II
 
 from moec_fairseq.models.layers import LAYOUTS
+from moec_fairseq.models.placement import kept_layers
 from moec_fairseq.moe.exchange import DISPATCHERS
 from moec_fairseq.moe.expert_dropout import SCOPES
 from moec_fairseq.moe.router import SCORES
+
+# sizes that are those of another option unless they are given, as in fairseq's base_architecture
+FOLLOWS = {
+    "decoder_embed_dim": "encoder_embed_dim",
+    "decoder_ffn_embed_dim": "encoder_ffn_embed_dim",
+    "decoder_input_dim": "decoder_embed_dim",
+    "decoder_output_dim": "decoder_embed_dim",
+}
 
 
 def _flat_fields() -> list[tuple[str, Any, Any]]:
@@ -30,10 +39,12 @@ def _flat_fields() -> list[tuple[str, Any, Any]]:
                 continue
             name = f"{outer.name}_{inner.name}" if nested else inner.name
             default = inner.default if inner.default_factory is MISSING else inner.default_factory()
-            # decoder input and output dimension follow the embedding unless they are given
-            follows = isinstance(default, str) and default.startswith("${")
-            kind = Optional[int] if follows else inner.type
-            flat.append((name, kind, field(default=None if follows else default, metadata=dict(inner.metadata))))
+            kind = inner.type
+            if name in FOLLOWS:
+                kind, default = Optional[int], None
+            elif name.endswith("layers_to_keep"):
+                kind = Any  # fairseq says a list, but reads a string
+            flat.append((name, kind, field(default=default, metadata=dict(inner.metadata))))
     return flat
 
 
@@ -116,13 +127,30 @@ class MoECTransformerConfig(FlatTransformerConfig):
     )
     seed: int = II("common.seed")
 
+    def kept_layers(self) -> dict[str, list[int]]:
+        """Return the layers of encoder and decoder that pruning (``encoder_layers_to_keep``) leaves, from 0.
+
+        Raises:
+            ValueError: layers that do not exist or repeat.
+        """
+        return {
+            side: kept_layers(getattr(self, f"{side}_layers_to_keep"), getattr(self, f"{side}_layers"), side)
+            for side in ("encoder", "decoder")
+        }
+
     def transformer_config(self) -> Any:
-        """Return fairseq's nested configuration of the Transformer around the MoE blocks."""
+        """Return fairseq's nested configuration of the Transformer around the MoE blocks, with the layers it keeps.
+
+        Raises:
+            ValueError: layers to keep that do not exist or repeat.
+        """
         flat = Namespace(**{f.name: getattr(self, f.name) for f in fields(FlatTransformerConfig)})
-        if flat.decoder_input_dim is None:
-            flat.decoder_input_dim = flat.decoder_embed_dim
-        if flat.decoder_output_dim is None:
-            flat.decoder_output_dim = flat.decoder_embed_dim
+        for name, other in FOLLOWS.items():
+            if getattr(flat, name) is None:
+                setattr(flat, name, getattr(flat, other))
+        for side, kept in self.kept_layers().items():
+            setattr(flat, f"{side}_layers", len(kept))
+            setattr(flat, f"{side}_layers_to_keep", None)
         # set in training on several ranks (see compat), where fairseq's decoder would add BASE layers
         flat.base_layers = 0
         return TransformerConfig.from_namespace(flat)

@@ -1,6 +1,5 @@
 """The MoEC Transformer: fairseq's Transformer with MoE blocks in some layers."""
 
-import logging
 from argparse import ArgumentParser
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +12,8 @@ from fairseq.models.transformer import TransformerModelBase
 from moec_fairseq.compat.steps import disable_fused_encoder
 from moec_fairseq.models.config import MoECTransformerConfig, add_options
 from moec_fairseq.models.dropout import use_cheap_masks
-from moec_fairseq.models.layers import LAYOUTS
-from moec_fairseq.models.placement import moe_layer_indices
+from moec_fairseq.models.layers import give_block
+from moec_fairseq.models.placement import keep_layers, moe_layer_indices
 from moec_fairseq.moe.clusters import ExpertClusters
 from moec_fairseq.moe.dispatch import LocalDispatcher
 from moec_fairseq.moe.exchange import DISPATCHERS, ExactDispatcher
@@ -25,8 +24,6 @@ from moec_fairseq.moe.ranks import Ranks
 from moec_fairseq.moe.records import LayerRecord, RecordBook
 from moec_fairseq.moe.router import Router
 from moec_fairseq.moe.shuffle import TokenShuffle
-
-logger = logging.getLogger(__name__)
 
 NAME = "moec_transformer"
 
@@ -39,8 +36,9 @@ class MoECTransformerModel(TransformerModelBase):
         super().__init__(cfg, encoder, decoder)
         self.book = RecordBook()
         self.moe_layers: list[MoELayer] = []
+        self.num_moe_layers = 0
+        self.kept_layers: dict[str, list[int]] = {}
         self.world_size = 1
-        self._warned = False
 
     @classmethod
     def add_args(cls, parser: ArgumentParser) -> None:
@@ -56,6 +54,7 @@ class MoECTransformerModel(TransformerModelBase):
         """
         config = MoECTransformerConfig(**{key: cfg[key] for key in cfg if key != "_name"})
         model: MoECTransformerModel = super().build_model(config.transformer_config(), task)
+        model.kept_layers = config.kept_layers()
         if config.moe_expert_count != 0:
             model._place_moe_layers(config)
         disable_fused_encoder(model.encoder)
@@ -67,23 +66,26 @@ class MoECTransformerModel(TransformerModelBase):
     def _place_moe_layers(self, config: MoECTransformerConfig) -> None:
         ranks = Ranks.of_job(config.moe_expert_count)
         self.world_size = 1 if ranks is None else ranks.shard.world_size
-        for side, layer_class in zip(("encoder", "decoder"), LAYOUTS[config.moec_layout], strict=True):
-            stack = getattr(self, side)
-            spec = getattr(config, f"{side}_moe_layers")
-            for index in moe_layer_indices(spec, config.moe_freq, len(stack.layers), side):
-                moe = self._build_moe_layer(config, side, ranks)
-                # not under activation checkpointing: recomputing a router would record its tokens twice
-                stack.layers[index] = layer_class(self.cfg, moe)
-                self.moe_layers.append(moe)
+        for side, kept in self.kept_layers.items():
+            layers = getattr(self, side).layers
+            spec, num_layers = (getattr(config, f"{side}_{key}") for key in ("moe_layers", "layers"))
+            # blocks are placed in the whole stack and numbered there; those of pruned layers go with them
+            for index in moe_layer_indices(spec, config.moe_freq, num_layers, side):
+                if index in kept:
+                    moe = self._build_moe_layer(config, getattr(self.cfg, side), ranks)
+                    give_block(layers[kept.index(index)], moe, config.moec_layout)
+                    self.moe_layers.append(moe)
+                self.num_moe_layers += 1
         if ranks is not None:
             # the mark that torch's DistributedDataParallel looks for
             self._ddp_params_and_buffers_to_ignore = [
                 name for name, parameter in self.named_parameters() if hasattr(parameter, "expert")
             ]
 
-    def _build_moe_layer(self, config: MoECTransformerConfig, side: str, ranks: Ranks | None) -> MoELayer:
-        dim = getattr(config, f"{side}_embed_dim")
-        ffn_dim = config.moec_expert_ffn_embed_dim or getattr(config, f"{side}_ffn_embed_dim")
+    def _build_moe_layer(self, config: MoECTransformerConfig, stack: Any, ranks: Ranks | None) -> MoELayer:
+        """Build a block for a layer of encoder or decoder, whose sizes (of fairseq's configuration) are ``stack``."""
+        dim = stack.embed_dim
+        ffn_dim = config.moec_expert_ffn_embed_dim or stack.ffn_embed_dim
         clusters = ExpertClusters(config.moe_expert_count, config.moec_cluster_count)
         partners = ranks if ranks is not None and ranks.shard.num_ranks > 1 else None
         exchanged = partners if config.moec_evaluation == "exchanged" else None
@@ -106,7 +108,7 @@ class MoECTransformerModel(TransformerModelBase):
                 config.seed,
             ),
             config.moe_capacity_factor,
-            layer=len(self.moe_layers),
+            layer=self.num_moe_layers,
             book=self.book,
             shuffle=TokenShuffle(partners) if config.moec_token_shuffle and partners else None,
             evaluation_dispatcher=ExactDispatcher(exchanged) if exchanged else None,
@@ -118,12 +120,14 @@ class MoECTransformerModel(TransformerModelBase):
         with self.book.open() as records:
             yield records
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run fairseq's Transformer; warn once if training would leave the router without a loss."""
-        if self.training and self.moe_layers and not self.book.is_open and not self._warned:
-            self._warned = True
-            logger.warning(
-                "The router gets no balance or variance loss, because the criterion does not ask for it; "
-                "train with --criterion moec_label_smoothed_cross_entropy."
-            )
-        return super().forward(*args, **kwargs)
+    def load_state_dict(
+        self, state_dict: dict[str, Any], strict: bool = True, model_cfg: Any = None, args: Any = None
+    ) -> Any:
+        """Load parameters, of a model with all layers also where some are pruned here.
+
+        fairseq's own pruning, for which it takes ``model_cfg``, loses all layers of the stack that keeps its own, and
+        takes the configuration for that of a model with all layers afterwards.
+        """
+        for side, kept in self.kept_layers.items():
+            state_dict = keep_layers(state_dict, side, kept)
+        return super().load_state_dict(state_dict, strict)

@@ -106,5 +106,5 @@ class MoELayer(nn.Module):
         outputs_AD = self.experts(dispatched.tokens_AD, dispatched.counts_N).to(tokens_TD.dtype)
         difference_TD = dispatcher.combine(outputs_AD - dispatched.tokens_AD, dispatched, len(tokens_TD))
         overflow = dispatched.assigned_N.new_tensor(len(tokens_TD) - len(dispatched.accepted_A))
-        self.book.add(LayerRecord(self.layer, routing, dispatched.assigned_N, overflow))
+        self.book.add(LayerRecord(self.layer, routing, dispatched.assigned_N, overflow), self.training)
         return routing.mix_T.unsqueeze(-1).to(tokens_TD.dtype) * difference_TD

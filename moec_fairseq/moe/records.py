@@ -1,5 +1,6 @@
 """The one place where routing records are kept until the criterion takes them."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -7,6 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from moec_fairseq.moe.router import Routing
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,16 +43,23 @@ class RecordBook:
     def __init__(self) -> None:
         self._records: list[LayerRecord] | None = None
         self.is_dummy = False
+        self._warned = False
 
     @property
     def is_open(self) -> bool:
         """Whether somebody collects."""
         return self._records is not None
 
-    def add(self, record: LayerRecord) -> None:
-        """Keep a record, if somebody collects."""
+    def add(self, record: LayerRecord, training: bool = False) -> None:
+        """Keep a record, if somebody collects; warn once where a model is trained and nobody does."""
         if self._records is not None:
             self._records.append(record)
+        elif training and not self._warned:
+            self._warned = True
+            logger.warning(
+                "The router gets no balance or variance loss, because the criterion does not ask for it; "
+                "train with --criterion moec_label_smoothed_cross_entropy."
+            )
 
     @contextmanager
     def open(self) -> Iterator[list[LayerRecord]]:

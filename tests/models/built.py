@@ -1,0 +1,31 @@
+"""Models from the flags of fairseq-train, without all that fairseq does around them."""
+
+from argparse import Namespace
+
+from fairseq import options
+from fairseq.data import Dictionary
+from fairseq.models.transformer import TransformerModel
+
+from moec_fairseq.models import MoECTransformerModel
+from moec_fairseq.models.config import MoECTransformerConfig
+
+
+def task_of(symbols="abcdefgh"):
+    dictionary = Dictionary()
+    for symbol in symbols:
+        dictionary.add_symbol(symbol)
+    return Namespace(source_dictionary=dictionary, target_dictionary=dictionary)
+
+
+def parsed(arch, *flags):
+    """Return what fairseq-train makes of the flags and the preset."""
+    return options.parse_args_and_arch(options.get_training_parser(), input_args=["data", "--arch", arch, *flags])
+
+
+def ours(arch, *flags, task=None):
+    config = MoECTransformerConfig.from_namespace(parsed(arch, *flags))
+    return MoECTransformerModel.build_model(vars(config) | {"seed": 1}, task or task_of())
+
+
+def stock(arch, *flags, task=None):
+    return TransformerModel.build_model(parsed(arch, *flags), task or task_of())
