@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from fairseq.modules.fairseq_dropout import FairseqDropout
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -40,6 +41,11 @@ class _Masked(torch.autograd.Function):
         return _masked(d_out, kept, ctx.levels), None
 
 
+def _dropped(x: Tensor, p: float) -> Tensor:
+    levels = round((1 - p) * LEVELS)
+    return _Masked.apply(x, levels) if 0 < levels < LEVELS else F.dropout(x, p)
+
+
 class Dropout(FairseqDropout):
     """fairseq's dropout, with masks from four random numbers at a time where it runs on a CPU.
 
@@ -49,11 +55,12 @@ class Dropout(FairseqDropout):
 
     def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
         """Return x with elements dropped and the others scaled, of the same shape, while training."""
-        levels = round((1 - self.p) * LEVELS)
-        drops = self.training or self.apply_during_inference
-        if not drops or x.device.type != "cpu" or not 0 < levels < LEVELS:
-            return super().forward(x, inplace)
-        return _Masked.apply(x, levels)
+        if self.p == 0 or not (self.training or self.apply_during_inference):
+            return x
+        elif torch.jit.is_scripting() or x.device.type != "cpu":  # type: ignore[attr-defined]
+            return F.dropout(x, p=self.p, training=True, inplace=inplace)
+        else:  # what is not in a branch of its own, TorchScript would read, and it knows no numpy
+            return _dropped(x, self.p)
 
 
 def use_cheap_masks(model: nn.Module) -> None:

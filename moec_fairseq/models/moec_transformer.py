@@ -35,9 +35,9 @@ class MoECTransformerModel(TransformerModelBase):
     def __init__(self, cfg: Any, encoder: Any, decoder: Any) -> None:
         super().__init__(cfg, encoder, decoder)
         self.book = RecordBook()
-        self.moe_layers: list[MoELayer] = []
+        self.moe_layers = list[MoELayer]()
         self.num_moe_layers = 0
-        self.kept_layers: dict[str, list[int]] = {}
+        self.kept_layers = dict[str, list[int]]()
         self.world_size = 1
 
     @classmethod

@@ -42,6 +42,7 @@ class ExpertSublayer(nn.Module):
             if expert in shard.experts:
                 self.w1_NFD.data[expert - shard.experts.start].copy_(draw)
 
+    @torch.jit.unused
     def forward(self, tokens_AD: Tensor, counts: list[int], parameters: Sequence[Tensor] | None = None) -> Tensor:
         """Apply expert i to its ``counts[i]`` tokens.
 
@@ -57,6 +58,18 @@ class ExpertSublayer(nn.Module):
         keep = torch.is_grad_enabled()
         with torch.autocast(tokens_AD.device.type, enabled=False):
             return tokens_AD + GroupedFeedForward.apply(self.activation, counts, keep, tokens_AD, *norm, *linear)
+
+    def difference(self, tokens_TD: Tensor, expert_T: Tensor) -> Tensor:
+        """Return what expert ``expert_T[t]`` adds to token t, in operations that TorchScript knows."""
+        difference_TD = torch.zeros_like(tokens_TD)
+        for i in range(len(self.w1_NFD)):
+            token_A = (expert_T == i).nonzero().squeeze(1)
+            own_AD = tokens_TD[token_A]
+            x = F.layer_norm(own_AD, own_AD.shape[-1:], self.norm_weight_ND[i], self.norm_bias_ND[i])
+            hidden = self.activation(F.linear(x.to(self.w1_NFD.dtype), self.w1_NFD[i], self.b1_NF[i]))
+            result = F.linear(hidden, self.w2_NDF[i], self.b2_ND[i])
+            difference_TD = difference_TD.index_copy(0, token_A, result.to(tokens_TD.dtype))
+        return difference_TD
 
 
 def matmul_dtype(tensor: Tensor) -> torch.dtype:
@@ -104,8 +117,8 @@ class Experts(nn.Module):
         self.sublayers = nn.ModuleList(ExpertSublayer(shard, dim, ffn_dim, activation) for _ in range(sublayers))
         self.ranks = ranks
         self.gather = gather
-        self._everyone: list[list[Tensor]] = []
-        self._versions: list[int] = []
+        self._everyone = list[list[Tensor]]()
+        self._versions = list[int]()
         if ranks is not None:
             ranks.own_gradients(self)
 
@@ -115,6 +128,7 @@ class Experts(nn.Module):
             self._everyone = []
         return super().train(mode)
 
+    @torch.jit.unused
     def forward(self, tokens_AD: Tensor, counts_N: Tensor) -> Tensor:
         """Apply expert i to its ``counts_N[i]`` tokens; ``tokens_AD`` is grouped by expert.
 
@@ -126,6 +140,14 @@ class Experts(nn.Module):
         for sublayer, parameters in zip(self.sublayers, gathered, strict=True):
             tokens_AD = sublayer(tokens_AD, counts, parameters)
         return tokens_AD
+
+    def difference(self, tokens_TD: Tensor, expert_T: Tensor) -> Tensor:
+        """Return E(h) − h of each token and its expert, for evaluation, in operations that TorchScript knows."""
+        assert self.ranks is None, "a model is exported from one process, which has all experts"
+        difference_TD = torch.zeros_like(tokens_TD)
+        for sublayer in self.sublayers:
+            difference_TD = difference_TD + sublayer.difference(tokens_TD + difference_TD, expert_T)  # type: ignore[operator]
+        return difference_TD
 
     @torch.no_grad()
     def _gathered(self) -> Sequence[list[Tensor] | None]:

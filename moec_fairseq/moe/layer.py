@@ -82,6 +82,23 @@ class MoELayer(nn.Module):
 
     def difference(self, hidden_LBD: Tensor, padding_mask_BL: Tensor | None = None) -> Tensor:
         """Return y − h = α·(E(h) − h), (L, B, D); 0 for padding and for tokens above capacity."""
+        if torch.jit.is_scripting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+            return self._exported_difference(hidden_LBD, padding_mask_BL)
+        else:  # TorchScript leaves out this branch, but not what would follow without it
+            return self._grouped_difference(hidden_LBD, padding_mask_BL)
+
+    def _exported_difference(self, hidden_LBD: Tensor, padding_mask_BL: Tensor | None) -> Tensor:
+        """Do the same at evaluation, where each token goes its own way, in operations that TorchScript knows."""
+        assert not self.training, "a model with experts is trained by Python only: call eval() before it is exported"
+        hidden_PD = hidden_LBD.reshape(-1, hidden_LBD.shape[-1])
+        everyone_N = torch.arange(len(self.router.experts_NK), device=hidden_LBD.device)
+        _, expert_P, mix_P = self.router.assign(hidden_PD, everyone_N)
+        difference_PD = mix_P.unsqueeze(-1).to(hidden_PD.dtype) * self.experts.difference(hidden_PD, expert_P)
+        if padding_mask_BL is not None:
+            difference_PD = difference_PD.masked_fill(padding_mask_BL.t().reshape(-1, 1), 0)
+        return difference_PD.view_as(hidden_LBD)
+
+    def _grouped_difference(self, hidden_LBD: Tensor, padding_mask_BL: Tensor | None) -> Tensor:
         hidden_PD = hidden_LBD.reshape(-1, hidden_LBD.shape[-1])
         if self.book.is_dummy:
             token_T = torch.arange(0, device=hidden_PD.device)

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +11,6 @@ from torch.nn import functional as F
 from moec_fairseq.moe.clusters import ExpertClusters
 
 INITIAL_TEMPERATURE = 0.07
-MIN_TEMPERATURE = 1e-4
-MIN_NORM = 1e-4
 
 
 @dataclass(frozen=True)
@@ -33,9 +32,9 @@ class Routing:
     mix_T: Tensor
 
 
-def cosine_scores(tokens_TK: Tensor, experts_SK: Tensor) -> Tensor:
-    """Return the cosine of each token and each expert, norms floored at 1e-4, (T, S)."""
-    return F.linear(F.normalize(tokens_TK, dim=-1, eps=MIN_NORM), F.normalize(experts_SK, dim=-1, eps=MIN_NORM))
+def cosine_scores(tokens_TK: Tensor, experts_SK: Tensor, min_norm: float = 1e-4) -> Tensor:
+    """Return the cosine of each token and each expert, norms floored at ``min_norm``, (T, S)."""
+    return F.linear(F.normalize(tokens_TK, dim=-1, eps=min_norm), F.normalize(experts_SK, dim=-1, eps=min_norm))
 
 
 def dot_scores(tokens_TK: Tensor, experts_SK: Tensor) -> Tensor:
@@ -49,8 +48,9 @@ SCORES = {"cosine": cosine_scores, "dot": dot_scores}
 def replace_non_finite(scores: Tensor) -> Tensor:
     """Replace every NaN and ±inf by the smallest finite score (by 0 if there is none): assignment must never fail."""
     finite = scores.isfinite()
-    smallest = scores.detach().masked_fill(~finite, torch.inf).amin() if scores.numel() else scores.new_zeros(())
-    return scores.where(finite, smallest.where(smallest.isfinite(), smallest.new_zeros(())))
+    zero = scores.new_zeros(1)
+    smallest = scores.detach().masked_fill(~finite, torch.inf).amin() if scores.numel() > 0 else zero
+    return scores.where(finite, smallest.where(smallest.isfinite(), zero))
 
 
 class Router(nn.Module):
@@ -70,6 +70,8 @@ class Router(nn.Module):
         ValueError: unknown score, or a negative ``reduced_dim``.
     """
 
+    min_temperature: Final[float] = 1e-4
+
     def __init__(
         self, dim: int, clusters: ExpertClusters, score: str = "cosine", reduced_dim: int = 32, fp32: bool = True
     ) -> None:
@@ -88,19 +90,25 @@ class Router(nn.Module):
         self.temperature = nn.Parameter(torch.tensor([INITIAL_TEMPERATURE]))
         nn.init.orthogonal_(self.experts_NK, gain=0.1)
 
+    @torch.jit.unused
     def forward(self, tokens_TD: Tensor, experts_S: Tensor) -> Routing:
         """Assign each token to one of the experts in play ``experts_S`` (sorted expert numbers)."""
         # autocast would lower the precision of the products below
         precision = torch.autocast(tokens_TD.device.type, enabled=False) if self.fp32 else nullcontext()
         with precision:
-            dtype = torch.promote_types(tokens_TD.dtype, torch.float32) if self.fp32 else self.experts_NK.dtype
-            tokens_TK = tokens_TD.to(dtype)
-            if self.reduction is not None:
-                tokens_TK = F.linear(tokens_TK, self.reduction.weight.to(dtype))
-            experts_SK = self.experts_NK.to(dtype)
-            if len(experts_S) < self.clusters.num_experts:
-                experts_SK = experts_SK[experts_S]
-            scores_TS = replace_non_finite(self.score(tokens_TK, experts_SK))
-            best_T, index_T = scores_TS.max(dim=-1)
-            mix_T = torch.sigmoid(best_T / self.temperature.to(best_T.dtype).clamp(min=MIN_TEMPERATURE))
-        return Routing(self.clusters, experts_S, scores_TS, experts_S[index_T], mix_T)
+            scores_TS, expert_T, mix_T = self.assign(tokens_TD, experts_S)
+        return Routing(self.clusters, experts_S, scores_TS, expert_T, mix_T)
+
+    def assign(self, tokens_TD: Tensor, experts_S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return scores (T, S), expert (T,) and mixing weight (T,); TorchScript reads this, too."""
+        dtype = torch.promote_types(tokens_TD.dtype, torch.float32) if self.fp32 else self.experts_NK.dtype
+        tokens_TK = tokens_TD.to(dtype)
+        if self.reduction is not None:
+            tokens_TK = F.linear(tokens_TK, self.reduction.weight.to(dtype))
+        experts_SK = self.experts_NK.to(dtype)
+        if len(experts_S) < len(experts_SK):
+            experts_SK = experts_SK[experts_S]
+        scores_TS = replace_non_finite(self.score(tokens_TK, experts_SK))
+        best_T, index_T = scores_TS.max(dim=-1)
+        mix_T = torch.sigmoid(best_T / self.temperature.to(best_T.dtype).clamp(min=self.min_temperature))
+        return scores_TS, experts_S[index_T], mix_T
