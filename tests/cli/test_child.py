@@ -7,6 +7,8 @@ import time
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("signals_are_heard")
+
 # Each prints the number of a process that it has started, and would go on for minutes.
 CHILD = """
 import os, subprocess, sys, time

@@ -12,6 +12,8 @@ from moec_fairseq.cli.locks import alone_with
 from moec_fairseq.cli.logs import last_words
 from moec_fairseq.launch.watch import culprit, run
 
+pytestmark = pytest.mark.usefixtures("signals_are_heard")
+
 WELL = "print('done')"
 SLEEP = "import time; time.sleep(60)"
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"

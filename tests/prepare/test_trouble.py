@@ -14,6 +14,8 @@ import pytest
 
 from . import published
 
+pytestmark = pytest.mark.usefixtures("signals_are_heard")
+
 STEPS = {"text": "text", "pieces-model": "spm.model", "pieces": "pieces", "binary": "binary"}  # and their results
 
 

@@ -12,6 +12,8 @@ import pytest
 
 from ..parallel.test_commands import free_port
 
+pytestmark = pytest.mark.usefixtures("signals_are_heard")
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train.sh"
 SIZES = ("layers=1", "embed_dim=32", "ffn_embed_dim=32")
 SMALL = [
