@@ -5,7 +5,9 @@
 #                              [--nodes M --node-rank K --master HOST:PORT] [--logs DIR] [--patience S]
 #
 #   CONFIG         path of a YAML file, or a name in configs/
-#   KEY=VALUE      values of the file to replace, such as task.data=BIN optimization.max_update=1000
+#   KEY=VALUE      any option of fairseq and of this plug-in, such as task.data=BIN optimization.max_update=1000; lists are
+#                  optimization.lr=[0.1,0.2], and text with commas, equals signs or brackets is quoted for hydra, too:
+#                  "model.encoder_moe_layers='1,2'"
 #   --processes W  processes on this machine; default: one for each GPU, or 1
 #   --nodes M --node-rank K --master HOST:PORT
 #                  M machines start W processes each; rank 0 listens at HOST:PORT of machine 0

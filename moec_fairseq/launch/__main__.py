@@ -13,7 +13,8 @@ import torch
 from yaml import YAMLError
 
 from moec_fairseq.cli.named import find_yaml
-from moec_fairseq.launch.command import check_data, check_nothing_missing, rank_command
+from moec_fairseq.launch.command import rank_command
+from moec_fairseq.launch.configuration import check_data, check_nothing_missing, configure
 from moec_fairseq.launch.job import (
     Job,
     from_options,
@@ -81,16 +82,13 @@ def _free_port() -> int:
 def main() -> None:
     """Start the ranks of this machine and wait for them."""
     options = _parser().parse_intermixed_args()
-    wrong = [override for override in options.overrides if "=" not in override]
-    if wrong:
-        raise ValueError(f"{wrong[0]} is no override; give KEY=VALUE, such as optimization.max_update=1000.")
     if options.patience < 1:
         raise ValueError(f"--patience is {options.patience}, but must be 1 second or more.")
-    gpus = 0 if "common.cpu=true" in map(str.lower, options.overrides) else torch.cuda.device_count()
+    configuration = configure(find_yaml("configuration", options.config, options.configs), options.overrides)
+    gpus = 0 if configuration.values["common.cpu"] else torch.cuda.device_count()
     job = _job(options, gpus)
-    config = find_yaml("configuration", options.config, options.configs)
-    check_nothing_missing(config, options.overrides)
-    commands = {rank: rank_command(job, rank, config, options.overrides, gpus, options.patience) for rank in job.ranks}
+    check_nothing_missing(configuration)
+    commands = {rank: rank_command(job, rank, configuration, gpus, options.patience) for rank in job.ranks}
     threads = max(1, int(os.environ.get("OMP_NUM_THREADS", "1")) // len(job.ranks))
     # with torchrun's own variables torch would look for its agent's store at our port
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")}
@@ -101,8 +99,8 @@ def main() -> None:
         for command in commands.values():
             print(f"OMP_NUM_THREADS={threads} {shlex.join(command)}")
         return
-    check_data(config, options.overrides)
-    logs = options.logs or Path("logs") / config.stem
+    check_data(configuration)
+    logs = options.logs or Path("logs") / configuration.path.stem
     print(f"{job.world_size} process(es), ranks {', '.join(map(str, job.ranks))} here; logs in {logs}", flush=True)
     run(commands, logs, environment)
 

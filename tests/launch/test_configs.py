@@ -5,20 +5,14 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from fairseq.dataclass.initialize import hydra_init
 from fairseq.optim.adam import FairseqAdamConfig
 from fairseq.optim.lr_scheduler.inverse_square_root_schedule import InverseSquareRootLRScheduleConfig
 from fairseq.tasks.translation import TranslationConfig
-from hydra.core.global_hydra import GlobalHydra
 
 import moec_fairseq
 from moec_fairseq.criterions.moec_label_smoothed_cross_entropy import MoECLabelSmoothedCrossEntropyConfig
+from moec_fairseq.launch.configuration import configure
 from moec_fairseq.models.config import MoECTransformerConfig
-
-try:
-    from hydra import compose, initialize_config_dir
-except ImportError:  # hydra 1.0, that of fairseq 0.12.2
-    from hydra.experimental import compose, initialize_config_dir
 
 CONFIGS = Path(moec_fairseq.__path__[0]).parent / "configs"
 RECIPES = ["wmt14_en_de", "wmt16_en_de", "wmt14_en_fr", "iwslt14_de_en", "multi30k_en_de", "multi30k_en_fr", "small"]
@@ -30,20 +24,16 @@ NAMES = [f"{recipe}_{method}" for recipe in RECIPES for method in METHODS]
 
 
 def composed(name, *overrides):
-    hydra_init(name)
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(config_dir=str(CONFIGS)):
-        return compose(name, list(overrides))
+    return configure(CONFIGS / f"{name}.yaml", ["task.data=x", *overrides]).values
 
 
 def test_all_are_there():
     assert sorted([*NAMES, "moec_transformer"]) == sorted(path.stem for path in CONFIGS.glob("[!_]*.yaml"))
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith(tuple(ALIKE))])
 def test_fairseq_knows_all_keys(name):
-    config = composed(name, "common.user_dir=x", "model.moe_expert_count=16")
+    config = composed(name, "model.moe_expert_count=16")
     schemas = {
         "model": MoECTransformerConfig,
         "task": TranslationConfig,
@@ -53,14 +43,16 @@ def test_fairseq_knows_all_keys(name):
     }
     for group, schema in schemas.items():
         assert set(config[group]) - {"_name"} <= {field.name for field in fields(schema)}, group
-    assert config.model.moe_expert_count == 16
-    assert config.criterion._name == "moec_label_smoothed_cross_entropy" and config.model._name == "moec_transformer"
+    assert config["model.moe_expert_count"] == 16
+    assert (
+        config["criterion._name"] == "moec_label_smoothed_cross_entropy" and config["model._name"] == "moec_transformer"
+    )
     recipe, method = name.rsplit("_", 1)
     clusters = 8 if recipe.startswith("wmt") else 2
-    assert config.model.moec_cluster_count == {"dense": 1, "moe": 1, "moec": clusters}[method]
+    assert config["model.moec_cluster_count"] == {"dense": 1, "moe": 1, "moec": clusters}[method]
     variance = "intra" if recipe.startswith("wmt") else "intra_cv"
-    assert config.criterion.moec_variance == (variance if method == "moec" else "none")
-    assert config.common.fp16 == recipe.startswith(("wmt", "iwslt"))
+    assert config["criterion.moec_variance"] == (variance if method == "moec" else "none")
+    assert config["common.fp16"] == recipe.startswith(("wmt", "iwslt"))
 
 
 @pytest.mark.parametrize("recipe, like", ALIKE.items())
@@ -73,8 +65,8 @@ def test_recipes_that_are_alike(recipe, like):
         assert own == [line.replace(like, recipe) for line in other]
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_methods_differ_in_nothing_else():
+    configs = {method: composed(f"multi30k_en_de_{method}") for method in METHODS}
     own = {"moe_expert_count", "moec_cluster_count", "moec_variance", "moec_variance_wt"}
     dense, moe, moec = (
         {
@@ -89,7 +81,7 @@ def test_methods_differ_in_nothing_else():
                 "model",
                 "criterion",
             )
-            for key, value in composed(f"multi30k_en_de_{method}", "common.user_dir=x")[group].items()
+            for key, value in configs[method][group].items()
             if key not in own and not key.startswith("moec_expert_dropout")
         }
         for method in METHODS

@@ -18,7 +18,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "train.sh"
 SIZES = ("layers=1", "embed_dim=32", "ffn_embed_dim=32")
 SMALL = [
     "task.source_lang=src", "task.target_lang=tgt", "dataset.max_tokens=300", "optimization.max_update=4",
-    "model.encoder_moe_layers=1", "model.decoder_moe_layers=1",
+    "model.encoder_moe_layers='1'", "model.decoder_moe_layers=1", "model.moec_token_shuffle=true",
     *(f"model.{side}_{size}" for side in ("encoder", "decoder") for size in SIZES),
 ]  # fmt: skip
 
@@ -74,6 +74,10 @@ def test_dry_run_as_a_task_of_slurm(tmp_path):
         ),
         (["multi30k_en_de_moec"], "is multi30k_en_de-en-de/binary, but there is no folder multi30k_en_de-en-de/binary"),
         (["broken.yaml"], "broken.yaml"),
+        (
+            ["moec_transformer", "task.data=x", "model.dropuot=0.3"],
+            "there is no option model.dropuot; nearest: model.dropout",
+        ),
     ],
 )
 def test_bad_input_ends_in_one_sentence(tmp_path, arguments, sentence):

@@ -1,0 +1,286 @@
+"""What a YAML file and KEY=VALUE say together: composed by hydra once, before any rank starts."""
+
+import difflib
+import logging
+import re
+import shlex
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fairseq.dataclass.configs import FairseqConfig
+from fairseq.dataclass.initialize import add_defaults, hydra_init
+from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_DATACLASS_REGISTRY
+from fairseq.registry import REGISTRIES
+from fairseq.tasks import TASK_REGISTRY
+from fairseq.utils import import_user_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import moec_fairseq
+
+try:
+    from hydra import compose, initialize_config_dir
+except ImportError:  # hydra 1.0, that of fairseq 0.12.2
+    from hydra.experimental import compose, initialize_config_dir  # type: ignore[assignment]
+
+USER_DIR = Path(moec_fairseq.__path__[0])
+MISSING = "???"
+# what hydra says for other uses than ours, and omegaconf for programmers
+_ASIDE = re.compile(
+    r"See https|To append to your config|Either remove|Or add a|\w*_(key|type)[:=]|Config search path|provider="
+)
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A YAML file and what replaces some of its values.
+
+    Attributes:
+        path: of the file.
+        overrides: KEY=VALUE such that hydra takes them, with a + before keys that the file lacks.
+        values: of all keys, such as ``model.dropout``; interpolations, and ??? for what the user is to give, stay.
+    """
+
+    path: Path
+    overrides: list[str]
+    values: dict[str, Any]
+
+
+def configure(path: Path, overrides: Sequence[str]) -> Configuration:
+    """Compose the configuration as the ranks will, and check it against all options of fairseq and of this plug-in.
+
+    Args:
+        path: a YAML file.
+        overrides: KEY=VALUE; a key that the file lacks needs no +.
+
+    Raises:
+        ValueError: hydra cannot read one, there is no such option, or its value is of another kind; says what was
+            meant, or how to write it.
+        YAMLError: the file is none of YAML.
+    """
+    if path.suffix != ".yaml" or path.stem in ("config", *FairseqConfig.__dataclass_fields__):
+        raise ValueError(
+            f"hydra cannot find {path}; let its name end in .yaml, and be none of fairseq, such as config or common"
+        )
+    given = [_parsed(text) for text in overrides]
+    with _hydra(path) as groups:
+        for_hydra = [text for text in given if _is_choice(text, groups) or text.is_delete() or _is_of_hydra(text)]
+        file = _composed(path, [str(text.input_line) for text in for_hydra])
+        options = _options(path, file, given)
+    there, known = set(_nodes(file)), [*_nodes(options), *groups, *(f"{group}._name" for group in _kinds())]
+    complete = []
+    for text in given:
+        if text in for_hydra:
+            complete.append(str(text.input_line))
+            continue
+        key = text.key_or_group
+        _check(text, options, known)
+        OmegaConf.update(file, key, text.value(), merge=True)
+        # ++: its own keys may be there or not
+        prefix = "++" if isinstance(text.value(), dict) else "" if key in there else "+"
+        complete.append(f"{prefix}{key}={_value(text)}")
+        there.add(key)
+    return Configuration(path, complete, {**_nodes(options), **_nodes(file)})
+
+
+def check_nothing_missing(configuration: Configuration) -> None:
+    """Check that every value that the file, or a class of fairseq, leaves to the user (???) is given.
+
+    Raises:
+        ValueError: one is not; names it.
+    """
+    for key, value in configuration.values.items():
+        if value == MISSING:
+            name = f"{key}._name" if key in _kinds() else key
+            raise ValueError(f"{name} is missing, which {configuration.path} leaves to you; give {name}=VALUE.")
+
+
+def check_data(configuration: Configuration) -> None:
+    """Check that the folders of binary data are there, where they are named without the help of hydra.
+
+    Raises:
+        ValueError: one is not; says where it was expected.
+    """
+    data = configuration.values.get("task.data")
+    if not isinstance(data, str) or "$" in data:
+        return
+    for folder in data.split(":"):  # fairseq takes several folders, with colons
+        if not Path(folder).is_dir():
+            raise ValueError(
+                f"task.data is {data}, but there is no folder {folder}; make it with scripts/prepare_data.sh or "
+                "fairseq-preprocess, or give task.data=FOLDER."
+            )
+
+
+@contextmanager
+def _hydra(path: Path) -> Iterator[list[str]]:
+    """Let hydra find what is beside a file; yield the groups of files, and of classes of fairseq, to choose from."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of hydra, about its own next version
+            GlobalHydra.instance().clear()
+            hydra_init(path.stem)
+            with initialize_config_dir(config_dir=str(path.parent)):
+                yield GlobalHydra.instance().config_loader().list_groups("")
+    finally:
+        logging.disable(before)
+
+
+def _composed(path: Path, overrides: Sequence[str]) -> DictConfig:
+    try:
+        config = compose(path.stem, [user_dir(), *overrides])
+        OmegaConf.set_struct(config, False)
+        return config
+    except (HydraException, OmegaConfBaseException) as error:
+        kinds = [text for text in overrides if text.partition("=")[0] in _kinds()]  # such as task=translation
+        instead = f"; give {' '.join(kinds).replace('=', '._name=')}" if kinds else ""
+        raise ValueError(f"{' '.join([str(path), *overrides])}: {_reason(error)}{instead}.") from error
+
+
+def user_dir() -> str:
+    """Return the override that names this plug-in; the path may have any characters."""
+    return f"common.user_dir={QuotedString(str(USER_DIR), Quote.single).with_quotes()}"
+
+
+def _kinds() -> dict[str, Iterable[str]]:
+    """Return, for each group of options whose ``_name`` says what it is of, the names that fairseq knows."""
+    names = {group: registry["registry"] for group, registry in REGISTRIES.items()}
+    return {**names, "task": TASK_REGISTRY, "model": [*MODEL_DATACLASS_REGISTRY, *ARCH_MODEL_REGISTRY]}
+
+
+def _options(path: Path, file: DictConfig, given: Sequence[Override]) -> DictConfig:
+    """Return the configuration with all options, also those that it lacks, and with their types."""
+    options = deepcopy(file)
+    for text in given:
+        if text.key_or_group.endswith("._name") or text.key_or_group == "common.user_dir":
+            OmegaConf.update(options, text.key_or_group, text.value(), merge=True)
+    try:
+        import_user_module(options.common)
+    except (ImportError, FileNotFoundError) as error:
+        raise ValueError(f"common.user_dir is {options.common.user_dir}, which cannot be imported: {error}") from error
+    names = _nodes(options)
+    for group, known in _kinds().items():
+        name = names.get(f"{group}._name")
+        if name is not None and name not in known:
+            raise ValueError(f"{group}._name is {name}, which fairseq does not know{_nearest(str(name), known)}.")
+        if names.get(group) == MISSING:
+            options[group] = None  # fairseq's defaults cannot be added to what is missing
+    try:
+        add_defaults(options)
+    except OmegaConfBaseException as error:
+        nearest = _nearest(str(error.key), getattr(error.object_type, "__dataclass_fields__", ()))
+        raise ValueError(
+            f"{path}: {_reason(error)}{nearest}; correct it there, or leave it out with ~GROUP.KEY."
+        ) from error
+    return options
+
+
+def _nodes(config: DictConfig) -> dict[str, Any]:
+    """Return the values of all keys, such as ``model`` and ``model.dropout``."""
+
+    def walk(content: Any, path: str) -> Iterator[tuple[str, Any]]:
+        for key, value in content.items():
+            yield f"{path}{key}", value
+            if isinstance(value, dict):
+                yield from walk(value, f"{path}{key}.")
+
+    return dict(walk(OmegaConf.to_container(config, resolve=False), ""))
+
+
+def _parsed(text: str) -> Override:
+    key, equals, value = text.partition("=")
+    if not key.strip("+~") or not (equals or key.startswith("~")):
+        raise ValueError(f"{text} is no override; give KEY=VALUE, such as optimization.max_update=1000.")
+    try:
+        return OverridesParser.create().parse_override(re.sub(r"^\+\+", "+", text))  # hydra 1.0 knows no ++
+    except HydraException as error:
+        reason = str(error).partition("\n")[0].partition(" expecting ")[0]
+        raise ValueError(f"hydra cannot read {text} ({reason}){_other_spelling(key, value)}.") from error
+
+
+def _value(text: Override) -> str:
+    return str(text.input_line).partition("=")[2]
+
+
+def _is_of_hydra(text: Override) -> bool:
+    """Whether it is one of hydra's own options."""
+    return text.key_or_group.startswith("hydra.")
+
+
+def _is_choice(text: Override, groups: Sequence[str]) -> bool:
+    """Whether it chooses a file, or a class of fairseq, such as ``corpus=own``."""
+    key = text.key_or_group
+    return "/" in key or (key in groups and not text.is_sweep_override() and isinstance(text.value(), str))
+
+
+def _check(text: Override, options: DictConfig, known: Sequence[str]) -> None:
+    """Raise ValueError unless there is such an option, and it can have this value."""
+    key, value = text.key_or_group, _value(text)
+    group = key.partition(".")[0]
+    free = group in options and OmegaConf.get_type(options, group) is dict  # of a class without a list of options
+    if key not in known and not free:
+        nearest = _nearest(key, known) or f"; groups of options: {', '.join(map(str, options))}"
+        raise ValueError(f"there is no option {key}{nearest}.")
+    if text.is_sweep_override():
+        spelling = _other_spelling(key, value, options)
+        raise ValueError(
+            f"{text.input_line} means several values to hydra, one training for each{spelling or '; give one'}."
+        )
+    try:
+        OmegaConf.update(options, key, text.value(), merge=True)
+    except OmegaConfBaseException as error:
+        spelling = _other_spelling(key, value, options)
+        raise ValueError(f"{text.input_line}: {_reason(error)}{spelling}.") from error
+
+
+def _other_spelling(key: str, value: str, options: DictConfig | None = None) -> str:
+    """Return, for a message, how to give a value so that hydra reads it as one text, or as a list, where that helps."""
+    inner = value[1:-1] if re.fullmatch(r"\[.*\]", value) else value
+    for spelling in (QuotedString(inner, Quote.single).with_quotes(), f"[{inner}]"):
+        try:
+            text = OverridesParser.create().parse_override(f"{key}={spelling}")
+            if options is not None:
+                OmegaConf.update(deepcopy(options), key, text.value(), merge=True)
+        except (HydraException, OmegaConfBaseException):
+            continue
+        if not text.is_sweep_override() and spelling != value:
+            return f"; give {for_shell(str(text.input_line))}"
+    return ""
+
+
+def for_shell(text: str) -> str:
+    """Return an argument as it is typed into a shell; one with single quotes stays legible between double ones."""
+    return '"' + re.sub(r'(["\\$`])', r"\\\1", text) + '"' if "'" in text else shlex.quote(text)
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    """Return, for a message, the known keys that are most like one: those of its name in other groups come first."""
+    names: dict[str, list[str]] = {}
+    for other in dict.fromkeys(known):
+        names.setdefault(other.rpartition(".")[2], []).append(other)
+    name = key.rpartition(".")[2]
+    alike = [other for like in difflib.get_close_matches(name, names, cutoff=0.75) for other in names[like]]
+    found = [*names.get(name, []), *difflib.get_close_matches(key, sum(names.values(), [])), *alike]
+    return f"; nearest: {', '.join(list(dict.fromkeys(found))[:3])}" if found else ""
+
+
+def _reason(error: BaseException | None) -> str:
+    """Return in a line what hydra or omegaconf say, with the causes."""
+    reason = ""
+    while error is not None:
+        for line in map(str.strip, str(error).splitlines()):
+            if line and not _ASIDE.match(line):
+                reason += ("; " if reason and line[0].isupper() else " ") + line.rstrip(".")
+        error = error.__cause__
+    return reason.strip()
