@@ -14,6 +14,7 @@ from moec_fairseq.compat.checkpoints import (
     allow_fairseq_checkpoints,
     keep_crashes_apart,
     load_together,
+    point_to_merge,
     save_whole,
 )
 from moec_fairseq.compat.languages import read_codes_with_hyphens
@@ -43,6 +44,7 @@ Trainer.train_step = fail_as_one(Trainer.train_step)
 NanDetector.__init__ = look_for_nan_forward(NanDetector.__init__)
 checkpoint_utils.save_checkpoint = save_whole(checkpoint_utils.save_checkpoint)
 checkpoint_utils.load_checkpoint = go_on_as_if_never_stopped(load_together(checkpoint_utils.load_checkpoint))
+checkpoint_utils.load_model_ensemble_and_task = point_to_merge(checkpoint_utils.load_model_ensemble_and_task)
 Trainer.load_checkpoint = say_what_changed(Trainer.load_checkpoint)
 Trainer.save_checkpoint = keep_crashes_apart(save_progress(Trainer.save_checkpoint))
 Trainer.get_train_iterator = begin_with_the_first_epoch(Trainer.get_train_iterator)

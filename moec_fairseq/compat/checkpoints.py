@@ -1,6 +1,7 @@
 """Workarounds for checkpoints: safe loading, and files of several ranks that belong together."""
 
 import argparse
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -168,3 +169,39 @@ def keep_crashes_apart(save_checkpoint: Callable[..., None]) -> Callable[..., No
         save_checkpoint(trainer, filename, extra_state)
 
     return save
+
+
+def point_to_merge(load_models: Callable[..., Any]) -> Callable[..., Any]:
+    """Say how to make one file of those of ranks, where these are given to a command that takes one.
+
+    Reason: of a training on several processes there is no NAME.pt, which fairseq-generate, -interactive, -validate and
+    the hub do not find; and the shapes in a file of one rank, which has some of the experts only, do not fit.
+    """
+
+    @wraps(load_models)
+    def load(filenames: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return load_models(filenames, *args, **kwargs)
+        except Exception as error:
+            for path in map(Path, filenames):
+                if advice := _how_to_merge(path):
+                    raise ValueError(f"{path} {advice}") from error
+            raise
+
+    return load
+
+
+def _how_to_merge(path: Path) -> str:
+    """Return what to say of a file that has some of the experts only, or of the common name of such files; else ""."""
+    try:
+        files = find_files(path)
+    except ValueError:  # there is nothing of this name
+        return ""
+    if not files.sharded:
+        state = load_if_whole(path) or {"cfg": {}}
+        if not settings.suffix(state) or settings.num_experts(state) < 2:
+            return ""
+        return "holds the experts of one process of its training; moec-checkpoint merge makes one file of those of all"
+    merged = files.path.with_name(f"{files.path.stem}-merged.pt")
+    command = shlex.join(["moec-checkpoint", "merge", str(path), "--out", str(merged)])
+    return f"is there in a file for each process of its training; make one of them, and give that: {command}"
