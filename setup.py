@@ -31,7 +31,7 @@ setup(
         "lxml>=4.9",
         "matplotlib>=3.6",
         "polib>=1.2",
-        "pyyaml>=5.1",
+        "pyyaml>=5.4",
         "sacrebleu>=2.3",
         "sacremoses>=0.1",
         "sentencepiece>=0.1.99",

@@ -86,7 +86,7 @@ def check_one_update(path: Path) -> None:
     if len(set(updates)) > 1:
         files = of_all_ranks(str(path))
         have = ", ".join(
-            f"{file} {'is missing or torn' if update is None else f'has seen {update} updates'}"
+            f"{file} {'is missing or cannot be read' if update is None else f'has seen {update} updates'}"
             for file, update in zip(files, updates, strict=True)
         )
         raise ValueError(
@@ -97,7 +97,7 @@ def check_one_update(path: Path) -> None:
 
 
 def num_updates(path: Path) -> int | None:
-    """Return the updates a checkpoint has seen; None for a file that is missing or torn."""
+    """Return the updates a checkpoint has seen; None for a file that is missing or cannot be read."""
     state = load_if_whole(path)
     return None if state is None else settings.num_updates(state)
 

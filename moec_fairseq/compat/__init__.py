@@ -2,8 +2,8 @@
 
 import atexit
 
-from fairseq import checkpoint_utils, utils
-from fairseq.data import data_utils, iterators
+from fairseq import checkpoint_utils, file_utils, utils
+from fairseq.data import FastaDataset, data_utils, iterators
 from fairseq.nan_detector import NanDetector
 from fairseq.optim.fp16_optimizer import FP16Optimizer
 from fairseq.optim.lr_scheduler.reduce_lr_on_plateau import ReduceLROnPlateauLRSchedule
@@ -36,6 +36,12 @@ from moec_fairseq.compat.resuming import (
     say_what_changed,
 )
 from moec_fairseq.compat.steps import amp_on_cpu, keep_last_batch, look_for_nan_forward
+from moec_fairseq.compat.untrusted import (
+    InsideTarFile,
+    evaluate_literals_only,
+    load_without_orders,
+    quote_for_shell,
+)
 
 allow_fairseq_checkpoints()
 atexit.register(wait_for_gloo)
@@ -56,3 +62,7 @@ utils.clip_grad_norm_ = clip_experts_too(utils.clip_grad_norm_)
 FP16Optimizer.build_fp32_params = classmethod(keep_expert_marks(FP16Optimizer.build_fp32_params))
 data_utils.batch_by_size = keep_last_batch(data_utils.batch_by_size)
 data_utils.infer_language_pair = read_codes_with_hyphens(data_utils.infer_language_pair)
+checkpoint_utils.load_checkpoint_to_cpu = load_without_orders(checkpoint_utils.load_checkpoint_to_cpu)
+FastaDataset._build_index = quote_for_shell(FastaDataset._build_index)
+file_utils.tarfile = InsideTarFile
+evaluate_literals_only()
