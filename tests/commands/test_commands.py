@@ -117,18 +117,26 @@ print(model.translate("a b c d"))
     assert done.stdout.strip().splitlines()[-1] == "d c b a"
 
 
-def test_a_checkpoint_that_hides_code_is_refused(
-    fairseq: Command, reversal_data: Path, trained: Path, tmp_path: Path
+@pytest.mark.parametrize("command", ["generate", "validate"])
+def test_a_checkpoint_with_code_is_refused_in_one_sentence(
+    fairseq: Command, reversal_data: Path, trained: Path, tmp_path: Path, command: str
 ) -> None:
     class Hidden:
         def __reduce__(self) -> tuple[object, tuple[str, str]]:
             return (open, (str(tmp_path / "it ran"), "w"))
 
     state = torch.load(trained / "checkpoint_best.pt", weights_only=True)
-    state["extra_state"]["hidden"] = Hidden()
+    if command == "generate":
+        state["extra_state"]["hidden"] = Hidden()
+        reason = "checkpoint.pt contains code (its pickle names 'io.open') and was not loaded"
+    else:
+        code = f"open({str(tmp_path / 'it ran')!r}, 'w')"
+        state["cfg"]["model"]["decoder_xformers_att_config"] = code
+        reason = f'ValueError: model.decoder_xformers_att_config is "{code}"'[:150]
     torch.save(state, tmp_path / "checkpoint.pt")
-    done = fairseq("generate", reversal_data, *PLUGIN, "--path", tmp_path / "checkpoint.pt", ok=False)
-    assert done.returncode != 0 and "weights_only" in done.stderr.lower()
+    path = ("--path", tmp_path / "checkpoint.pt", "--max-tokens", 500)
+    done = fairseq(command, reversal_data, *PLUGIN, "--task", "translation", *path, ok=False)
+    assert done.returncode != 0 and reason in done.last_line and "weights_only" not in done.stdout + done.stderr
     assert not (tmp_path / "it ran").exists()
 
 
