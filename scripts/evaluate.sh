@@ -9,7 +9,11 @@
 #   --best               checkpoint_best.pt instead
 #
 # What is translated; by default the test text of the data that the model was trained on:
-#   --data DIR           where these data are now: of scripts/prepare_data.sh, or any binary data of fairseq
+#   --data DIR           where these data are now: of scripts/prepare_data.sh, or any binary data of fairseq; of several
+#                        folders, DIR:DIR, test data are in the first, as for fairseq
+#   --source-lang SRC --target-lang TGT
+#                        the languages, where a model translates several pairs (fairseq's translation_multi_simple_epoch),
+#                        or neither the model nor its data say which
 #   --subset NAME        another part, such as valid
 #   --test-set NAME      a test set of sacrebleu, such as wmt14/full
 #   --input FILE         plain text, compared with

@@ -27,8 +27,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--best", action="store_true", help="checkpoint_best.pt instead of a mean")
     parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="of prepare_data.sh, or binary data (default: that of the training)"
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="of prepare_data.sh, or binary data (default: that of the training); DIR:DIR, too",
     )
+    parser.add_argument(
+        "--source-lang", metavar="SRC", help="language to translate from, where model or data leave a choice"
+    )
+    parser.add_argument("--target-lang", metavar="TGT", help="language to translate to, likewise")
     parser.add_argument("--subset", metavar="NAME", help="part of the data (default: test)")
     parser.add_argument("--test-set", metavar="NAME", help="of sacrebleu, such as wmt14/full, instead")
     parser.add_argument("--input", type=Path, dest="text", metavar="FILE", help="plain text to translate, instead")

@@ -27,6 +27,8 @@ class Wanted:
         text: plain text.
         references: plain texts that translations of ``text``, or of binary data of others, are compared with.
         segmentation: how binary data of others is cut into pieces, as fairseq calls it.
+        source_lang: language to translate from, where the model leaves a choice.
+        target_lang: language to translate to, likewise.
 
     Raises:
         ValueError: they do not go together.
@@ -37,6 +39,8 @@ class Wanted:
     text: Path | None
     references: list[Path]
     segmentation: str | None
+    source_lang: str | None = None
+    target_lang: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what does not go together."""
@@ -86,7 +90,7 @@ def choose(data: DataOfModel, wanted: Wanted) -> EvaluationSet:
             )
         return from_prepared(data.prepared, part, data.source, data.target)
     segmentation = wanted.segmentation or data.segmentation()
-    return BinarySet(f"{data.name}/{part}", data.binary, part, segmentation, wanted.references)
+    return BinarySet(f"{data.name}/{part}", data.binary, part, segmentation, wanted.references, data.mark)
 
 
 def from_sacrebleu(name: str, source: str, target: str) -> TextSet:

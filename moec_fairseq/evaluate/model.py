@@ -1,5 +1,6 @@
 """The one model that is evaluated: a checkpoint, or the mean of several, all ranks in one file."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from moec_fairseq.checkpoint import settings
 from moec_fairseq.checkpoint.files import find_files
 from moec_fairseq.checkpoint.loading import load_state
 from moec_fairseq.checkpoint.selection import last_checkpoints
+from moec_fairseq.evaluate.multilingual import Multilingual, multilingual
 
 AVERAGE = 10
 
@@ -68,13 +70,14 @@ class ModelFacts:
     """What a checkpoint says of itself.
 
     Attributes:
-        data: the binary data of its training.
+        data: the binary data of its training; of several folders the first, in which fairseq, too, looks for test data.
         source: language it translates from; None if the file does not say so.
         target: language it translates to, likewise.
         longest_source: most pieces of a source that it takes.
         cuts_sources: training cut longer ones.
         written: when the file was, in ns.
         signature: seed, experts, updates and the like, by name.
+        several: what it was told of several pairs of languages; None for a model of one pair.
     """
 
     data: Path
@@ -84,10 +87,20 @@ class ModelFacts:
     cuts_sources: bool
     written: int
     signature: dict[str, Any]
+    several: Multilingual | None = None
+
+
+def first_folder(data: Path) -> Path:
+    """Return the first of several folders of binary data, given with colons between them as fairseq takes them."""
+    return Path(str(data).split(os.pathsep)[0])
 
 
 def model_facts(path: Path) -> ModelFacts:
-    """Read what a checkpoint, one file, says of itself."""
+    """Read what a checkpoint, one file, says of itself.
+
+    Raises:
+        ValueError: it says what no training has written.
+    """
     written = path.stat().st_mtime_ns
     state = load_state(path, optimizer=False)
     task, model, common = (settings.group(state, name) for name in ("task", "model", "common"))
@@ -98,12 +111,16 @@ def model_facts(path: Path) -> ModelFacts:
         "seed": common.get("seed"),
         "updates": settings.num_updates(state),
     }
+    several = multilingual(task)
+    # such a word takes a position, but fairseq cuts a source before it puts one in, and then finds it too long
+    word_before = several is not None and several.mark is not None and not several.replaces_end
     return ModelFacts(
-        Path(str(task.get("data", ""))),
+        first_folder(Path(str(task.get("data", "")))),
         task.get("source_lang"),
         task.get("target_lang"),
-        min(int(group.get("max_source_positions") or 1024) for group in (task, model)),  # 1024: fairseq's default
-        bool(task.get("truncate_source")),
+        min(int(group.get("max_source_positions") or 1024) for group in (task, model)) - word_before,  # 1024: fairseq's
+        bool(task.get("truncate_source")) and not word_before,
         written,
         signature,
+        several,
     )

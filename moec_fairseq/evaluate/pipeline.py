@@ -94,7 +94,7 @@ def evaluate(
     with alone_with(out):
         Stages(out).do("model", fingerprint, average_step, [model])
         facts = model_facts(model)
-    place = DataOfModel(data, facts)
+    place = DataOfModel(data, facts, wanted.source_lang, wanted.target_lang)
     kinds = metrics(place.target, tokenized)
     chosen = choose(place, wanted)
     if isinstance(chosen, TextSet):
@@ -117,7 +117,7 @@ def evaluate(
         scores |= _score_of_fairseq(folder / "generate.log")
         row = {
             "system": report.name or selection.system,
-            "set": known.name,
+            "set": f"{known.name} {place.chosen}".rstrip(),
             "model": _signature(facts, len(selection.paths), search),
             "version": done.version,
         }
@@ -125,7 +125,7 @@ def evaluate(
             {"source": known.source, "reference": known.references[0], "translation": hypotheses}, report.samples
         )
         print(score_table(scores))
-        print(f"\n{row['system']} on {len(hypotheses)} sentences of {known.name}")
+        print(f"\n{row['system']} on {len(hypotheses)} sentences of {row['set']}")
         print(f"{row['model']}|moec_fairseq:{done.version}")
         result = row | {
             "sentences": len(hypotheses),
@@ -145,6 +145,7 @@ def _folder_name(wanted: Wanted, place: DataOfModel, facts: ModelFacts, search: 
     """Return a name that no other sentences, data or search have."""
     other_data = wanted.is_of_data and place.binary.resolve() != facts.data.resolve()
     name = re.sub(r"\W+", "_", f"{place.name}_{wanted.name}" if other_data else wanted.name)
+    name += f"-{place.chosen}" if place.chosen else ""
     return f"{name}-beam{search.beam}" + (f"-lenpen{search.lenpen:g}" if search.lenpen != 1 else "")
 
 

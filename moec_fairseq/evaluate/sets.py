@@ -58,7 +58,8 @@ class TextSet:
 
     def numbered(self, data: DataOfModel, out: Path) -> Numbered:
         """Cut the sentences into pieces and number them."""
-        return binarise(self.source, data.pieces_model(), data.binary, data.source, data.target, out)
+        dictionaries = [data.dictionary(side) for side in ("source", "target")]
+        return binarise(self.source, data.pieces_model(), dictionaries, data.source, data.target, out)
 
     def known(self, log: Path) -> "TextSet":
         """Return itself."""
@@ -75,6 +76,7 @@ class BinarySet:
         subset: the part.
         segmentation: how words are cut into pieces, as fairseq calls it.
         references: plain texts; none: what fairseq prints of the data, with ``<<unk>>`` for words they do not know.
+        mark: word that fairseq puts before or behind each source to name a language, and prints; "" for none.
     """
 
     name: str
@@ -82,6 +84,7 @@ class BinarySet:
     subset: str
     segmentation: str
     references: list[Path] = field(default_factory=list)
+    mark: str = ""
 
     def checksum(self) -> str:
         """Return where the data are."""
@@ -102,6 +105,9 @@ class BinarySet:
             ValueError: it is still in pieces, or references have another number of lines.
         """
         source, reference = (list(read_sentences(raw_lines(log), kind).values()) for kind in ("S", "T"))
+        source = (
+            [line.removeprefix(self.mark).removesuffix(self.mark).strip() for line in source] if self.mark else source
+        )
         check_words(source)
         if self.references:
             texts = {str(path): list(raw_lines(path)) for path in self.references}

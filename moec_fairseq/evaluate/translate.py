@@ -53,13 +53,15 @@ class Numbered:
     segmentation: str
 
 
-def binarise(sentences: Sequence[str], model: Path, data: Path, source: str, target: str, out: Path) -> Numbered:
+def binarise(
+    sentences: Sequence[str], model: Path, dictionaries: Sequence[Path], source: str, target: str, out: Path
+) -> Numbered:
     """Cut sentences into pieces and number them.
 
     Args:
         sentences: plain text.
         model: of sentencepiece.
-        data: binary data of the training, for its dictionaries.
+        dictionaries: of source and target.
         source: language.
         target: language.
         out: folder for the binary data, and what is made on the way.
@@ -79,10 +81,10 @@ def binarise(sentences: Sequence[str], model: Path, data: Path, source: str, tar
     binary = out / "binary"
     shutil.rmtree(binary, ignore_errors=True)
     run_fairseq(
-        "preprocess", "--source-lang", source, "--target-lang", target, "--only-source", "--srcdict",
-        data / f"dict.{source}.txt", "--testpref", out / "pieces", "--destdir", binary, log=out / "preprocess.log",
+        "preprocess", f"--source-lang={source}", f"--target-lang={target}", "--only-source", "--srcdict",
+        dictionaries[0], "--testpref", out / "pieces", "--destdir", binary, log=out / "preprocess.log",
     )  # fmt: skip
-    shutil.copy(data / f"dict.{target}.txt", binary)
+    shutil.copy(dictionaries[1], binary / f"dict.{target}.txt")
     return Numbered(binary, "test", "sentencepiece")
 
 
@@ -104,7 +106,15 @@ def dataset(data: Numbered, source: str, target: str) -> Sequence[Tensor]:
 
 
 def generate(
-    model: Path, data: Numbered, source: str, target: str, longest: int, cut: bool, search: Search, log: Path
+    model: Path,
+    data: Numbered,
+    source: str,
+    target: str,
+    longest: int,
+    cut: bool,
+    search: Search,
+    log: Path,
+    task: Sequence[str] = (),
 ) -> int:
     """Translate binary data; what fairseq-generate says goes to ``log``, its progress on the screen.
 
@@ -117,6 +127,7 @@ def generate(
         cut: longer sentences are cut, as in training.
         search: how.
         log: file.
+        task: options that make the task of fairseq-generate that of the training, each a single argument.
 
     Returns:
         the number of sentences.
@@ -139,9 +150,10 @@ def generate(
 
     limit = ["--truncate-source", "--max-source-positions", longest] if cut else []
     run_fairseq(
-        "generate", data.binary, "--user-dir", moec_fairseq.__path__[0], "--path", model, "--gen-subset", data.subset,
-        "--source-lang", source, "--target-lang", target, "--beam", search.beam, "--lenpen", search.lenpen,
-        "--max-tokens", search.max_tokens, f"--remove-bpe={data.segmentation}", *limit,
+        "generate", data.binary.absolute(), "--user-dir", moec_fairseq.__path__[0], "--path", model,
+        f"--gen-subset={data.subset}", f"--source-lang={source}", f"--target-lang={target}", *task, *limit,
+        "--beam", search.beam, "--lenpen", search.lenpen, "--max-tokens", search.max_tokens,
+        f"--remove-bpe={data.segmentation}",
         "--distributed-world-size", 1,  # or fairseq leaves a share of the sentences to each other GPU
         *(["--cpu"] if search.cpu or not torch.cuda.is_available() else []),
         log=log, read=show,

@@ -61,7 +61,8 @@ def translated(
             stale.unlink(missing_ok=True)
         numbered = wanted.numbered(data, folder / "input")
         limits = facts.longest_source, facts.cuts_sources
-        count = generate(model, numbered, data.source, data.target, *limits, search, log)
+        task = facts.several.options if facts.several else ()
+        count = generate(model, numbered, data.source, data.target, *limits, search, log, task)
         if model.stat().st_mtime_ns != facts.written:
             raise ValueError(f"{model} was replaced by another evaluation meanwhile; give the same command again")
         found = read_hypotheses(raw_lines(log), count).values()

@@ -1,9 +1,11 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from moec_fairseq.evaluate.data import DataOfModel
 from moec_fairseq.evaluate.model import ModelFacts
+from moec_fairseq.evaluate.multilingual import TASK, multilingual
 
 
 @pytest.fixture
@@ -59,3 +61,37 @@ def test_data_that_do_not_fit(binary, tmp_path):
     (binary / "test.fr-de.fr.idx").touch()
     with pytest.raises(ValueError, match="does not say between which languages it translates, and .* has 2 pairs"):
         DataOfModel(binary, facts("gone"))
+
+
+def test_several_folders(binary):
+    found = DataOfModel(Path(f"{binary}:elsewhere"), facts("gone"))
+    assert (found.binary, found.source, found.target, found.chosen) == (binary, "en", "de", "")
+    (binary.parent / "spm.model").touch()
+    assert DataOfModel(Path(f"{binary.parent}:elsewhere"), facts("gone")).prepared == binary.parent
+
+
+def test_languages_that_are_given(binary):
+    (binary / "test.fr-de.fr.idx").touch()
+    (binary / "dict.fr.txt").touch()
+    found = DataOfModel(binary, facts("gone"), "fr", "de")
+    assert (found.source, found.target, found.chosen) == ("fr", "de", "fr-de")
+    for given in ((None, None), ("en", "de"), ("en", None), (None, "de")):
+        found = DataOfModel(binary, facts("gone", "en", "de"), *given)
+        assert (found.source, found.target, found.chosen) == ("en", "de", "")
+    with pytest.raises(ValueError, match="translates en to de; leave out --source-lang and --target-lang"):
+        DataOfModel(binary, facts("gone", "en", "de"), "fr", None)
+    with pytest.raises(ValueError, match="go together; give both"):
+        DataOfModel(binary, facts("gone"), "fr", None)
+    with pytest.raises(ValueError, match="has 2 pairs .*; give --data .*, or --source-lang and --target-lang"):
+        DataOfModel(binary, facts("gone"))
+
+
+def test_dictionaries_of_a_model_of_several_pairs(binary, tmp_path):
+    saved = {"_name": TASK, "lang_pairs": ["en-de", "en-fr"], "source_dict": str(tmp_path / "all.txt")}
+    several = replace(facts("gone"), several=multilingual(saved))
+    with pytest.raises(ValueError, match=r"translates en to de, but there is no .*all\.txt"):
+        DataOfModel(binary, several, None, "de")
+    (tmp_path / "all.txt").touch()
+    found = DataOfModel(binary, several, None, "de")
+    assert [found.dictionary(side) for side in ("source", "target")] == [tmp_path / "all.txt", binary / "dict.de.txt"]
+    assert found.chosen == "en-de"

@@ -26,7 +26,7 @@ def translate(tmp_path, monkeypatch):
     data = SimpleNamespace(source="en", target="de", binary=tmp_path, prepared=None)
 
     def run(meanwhile=lambda model: None, count=1):
-        def generate(model, data, source, target, longest, cut, search, log):
+        def generate(model, data, source, target, longest, cut, search, log, task):
             log.write_text(LOG)
             meanwhile(model)
             return count
