@@ -9,11 +9,13 @@ from pathlib import Path
 from sacrebleu.dataset import DATASETS
 from sacrebleu.utils import get_reference_files, get_source_file
 
+from moec_fairseq.corpus.languages import language_of
 from moec_fairseq.corpus.output import parallel_paths
-from moec_fairseq.corpus.text import lines, raw_lines
+from moec_fairseq.corpus.text import lines, on_one_line, raw_lines
 from moec_fairseq.evaluate.data import DataOfModel
 from moec_fairseq.evaluate.sets import BinarySet, EvaluationSet, TextSet, check_lengths
-from moec_fairseq.prepare.markup import with_characters
+from moec_fairseq.prepare.markup import is_markup, with_characters
+from moec_fairseq.prepare.sentences import parallel_sentences
 from moec_fairseq.prepare.texts import PUBLISHED_TEST
 
 
@@ -81,7 +83,7 @@ def choose(data: DataOfModel, wanted: Wanted) -> EvaluationSet:
     if wanted.test_set:
         return from_sacrebleu(wanted.test_set, data.source, data.target)
     if wanted.text:
-        return from_files(wanted.text, wanted.references)
+        return from_files(wanted.text, wanted.references, (data.source, data.target))
     part = wanted.part
     if data.prepared:
         if wanted.references or wanted.segmentation:
@@ -99,7 +101,7 @@ def from_sacrebleu(name: str, source: str, target: str) -> TextSet:
     Raises:
         ValueError: it has no such set, not this direction, or cannot get it.
     """
-    pair = f"{source}-{target}"
+    pair = f"{language_of(source)}-{language_of(target)}"
     if name not in DATASETS:
         known = ", ".join(known for known, data in sorted(DATASETS.items()) if pair in data.langpairs)
         raise ValueError(f"sacrebleu has no test set {name}; for {pair} it has: {known or 'none'}")
@@ -123,14 +125,32 @@ def from_sacrebleu(name: str, source: str, target: str) -> TextSet:
     return TextSet(name, texts[0], texts[1:])
 
 
-def from_files(source: Path, references: list[Path]) -> TextSet:
-    """Return texts of the user.
+def from_files(source: Path, references: list[Path], languages: tuple[str, str]) -> TextSet:
+    """Return texts of the user: a sentence on each line, or SGML or XML of a campaign, one file of which may hold all.
+
+    Args:
+        source: the sentences.
+        references: texts of as many sentences.
+        languages: of source and references.
 
     Raises:
-        ValueError: a file is missing or empty, or has another number of lines.
+        ValueError: a file is missing or empty, has another number of lines, or is of other languages.
     """
-    texts = [list(raw_lines(path)) for path in (source, *references)]
-    check_lengths(dict(zip(map(str, (source, *references)), texts, strict=True)))
+    files = [source, *references]
+    if any(map(is_markup, files)):
+        sides = zip(files, (languages[0], *[languages[1]] * len(references)), strict=True)
+        rows = list(zip(*(parallel_sentences(source, languages[0], *side) for side in sides), strict=True))
+        # of each pair of the source and a text, the text; sentences that a text has no translation of are left out
+        whole = [[text for _, text in row] for row in rows]
+        kept = [row for row in whole if None not in row]
+        if not kept:
+            raise ValueError(f"{', '.join(map(str, files))} have no sentence in common")
+        if len(kept) < len(whole):
+            print(f"{len(whole) - len(kept)} of {len(whole)} sentences have no translation, and are left out")
+        texts = [[on_one_line(text) for text in column if text is not None] for column in zip(*kept, strict=True)]
+    else:
+        texts = [list(raw_lines(path)) for path in files]
+    check_lengths(dict(zip(map(str, files), texts, strict=True)))
     return TextSet(str(source), texts[0], texts[1:])
 
 
@@ -148,5 +168,5 @@ def from_prepared(folder: Path, subset: str, source: str, target: str) -> TextSe
                 f"there is no {path}; the model translates {source} to {target}, give --data of these languages and "
                 "--subset train, valid or test"
             )
-    found = from_files(paths[0], [paths[1]])
+    found = from_files(paths[0], [paths[1]], (source, target))
     return TextSet(f"{folder.resolve().name}/{subset}", found.source, found.references)

@@ -17,6 +17,7 @@ def test_a_set_of_sacrebleu(tmp_path, monkeypatch):
         )
     found = from_sacrebleu("wmt14/full", "en", "de")
     assert (found.source, found.references) == (["a & b", "x=1&section=2"], [["A", "C"]])
+    assert from_sacrebleu("wmt14/full", "en-US", "de_AT") == found
 
 
 def test_sets_that_sacrebleu_has_not():
@@ -92,12 +93,12 @@ def test_references_of_binary_data(tmp_path, capsys):
 def test_text_of_the_user(tmp_path):
     (tmp_path / "a.en").write_text("a\nb\n")
     (tmp_path / "a.de").write_text("A\nB\n")
-    found = from_files(tmp_path / "a.en", [tmp_path / "a.de", tmp_path / "a.de"])
+    found = from_files(tmp_path / "a.en", [tmp_path / "a.de", tmp_path / "a.de"], ("en", "de"))
     assert (found.source, found.references) == (["a", "b"], [["A", "B"], ["A", "B"]])
-    assert found.checksum() != from_files(tmp_path / "a.de", []).checksum()
+    assert found.checksum() != from_files(tmp_path / "a.de", [], ("de", "en")).checksum()
     (tmp_path / "a.de").write_text("A\n")
     with pytest.raises(ValueError, match=r"different numbers of lines: .*a\.en has 2, .*a\.de has 1"):
-        from_files(tmp_path / "a.en", [tmp_path / "a.de"])
+        from_files(tmp_path / "a.en", [tmp_path / "a.de"], ("en", "de"))
 
 
 def test_the_test_text_is_that_which_was_published(tmp_path):
@@ -116,3 +117,22 @@ def test_lengths():
     check_lengths({"a": ["x"], "b": ["y"]})
     with pytest.raises(ValueError, match="a has 1, b has 2"):
         check_lengths({"a": ["x"], "b": ["y", "z"]})
+
+
+def test_test_sets_of_campaigns(tmp_path, capsys):
+    segments = "".join(f'<seg id="{n}">{{0}} {n}</seg>' for n in (1, 2))
+    (tmp_path / "wmt21.xml").write_text(
+        '<dataset id="x"><doc origlang="en" id="d">'
+        f'<src lang="en"><p>{segments.format("a&amp;b")}<seg id="3">c</seg></p></src>'
+        f'<ref lang="de" translator="A"><p>{segments.format("x")}</p></ref></doc></dataset>'
+    )
+    both = from_files(tmp_path / "wmt21.xml", [tmp_path / "wmt21.xml"], ("en", "de"))
+    assert both.source == ["a&b 1", "a&b 2"] and both.references == [["x 1", "x 2"]]
+    assert "1 of 3 sentences have no translation" in capsys.readouterr().out
+    assert from_files(tmp_path / "wmt21.xml", [], ("en", "de")).source == ["a&b 1", "a&b 2", "c"]
+    (tmp_path / "old.SGM").write_text(f'<srcset srclang="en"><doc docid="d">{segments.format("a=1&b")}</doc></srcset>')
+    (tmp_path / "old.de").write_text("x\ny\n")
+    old = from_files(tmp_path / "old.SGM", [tmp_path / "old.de"], ("en", "de"))
+    assert old.source == ["a=1&b 1", "a=1&b 2"] and old.references == [["x", "y"]]
+    with pytest.raises(ValueError, match="is taken for the text in fr"):
+        from_files(tmp_path / "old.SGM", [], ("fr", "de"))
