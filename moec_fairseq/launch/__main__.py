@@ -92,7 +92,8 @@ def main() -> None:
     threads = max(1, int(os.environ.get("OMP_NUM_THREADS", "1")) // len(job.ranks))
     # with torchrun's own variables torch would look for its agent's store at our port
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")}
-    environment = inherited | {"OMP_NUM_THREADS": str(threads)}
+    # hydra's own last words would be how to see the reason
+    environment = inherited | {"OMP_NUM_THREADS": str(threads), "HYDRA_FULL_ERROR": "1"}
     if gpus == 0:
         environment["CUDA_VISIBLE_DEVICES"] = ""  # where fairseq sees a GPU it clips gradients there, cpu or not
     if options.dry_run:

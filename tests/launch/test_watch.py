@@ -120,7 +120,5 @@ def test_last_words_prefer_the_error(tmp_path):
     log = tmp_path / "log"
     log.write_text("start\nfairseq.x.SomeError: here\n  at the end\n")
     assert last_words(log) == "fairseq.x.SomeError: here"
-    log.write_text("reason\n\nSet the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace.\n")
-    assert last_words(log) == "reason"
     log.write_text("\n")
     assert last_words(log) == "no output"
