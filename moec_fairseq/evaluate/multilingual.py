@@ -69,7 +69,7 @@ class Multilingual:
                 raise ValueError(f"the model knows no {language}; its languages are {', '.join(self.languages)}")
         if source and target:  # that it was not trained on, it translates as well as it can
             return source, target
-        known = [tuple(pair.split("-")[:2]) for pair in self.pairs]  # as fairseq does
+        known = dict.fromkeys(tuple(pair.split("-")[:2]) for pair in self.pairs)  # as fairseq does
         found = [pair for pair in known if source in (pair[0], None) and target in (pair[1], None)]
         if len(found) != 1:
             raise ValueError(

@@ -104,13 +104,13 @@ def train_two_pairs(folder, fairseq):
     letters = random.Random(3)
     parser = preprocess.options.get_preprocessing_parser()
     for language, sentence in SENTENCES.items():
-        for part, count in (("train", 400), ("test", 20)):
+        for part, count in (("train", 400), ("valid", 5), ("test", 20)):
             lines = [" ".join(letters.choices(LETTERS, k=5)) for _ in range(count)]
             (folder / f"{part}-{language}.en").write_text("".join(f"{line}\n" for line in lines))
             (folder / f"{part}-{language}.{language}").write_text(f"{sentence}\n" * count)
         dictionary = folder / "bin0" / "dict.en.txt"
         known = ["--srcdict", dictionary, "--tgtdict", dictionary] if dictionary.exists() else ["--joined-dictionary"]
-        for place, parts in (("bin0", ("train", "test")), ("bin1", ("train",))):
+        for place, parts in (("bin0", ("train", "valid", "test")), ("bin1", ("train",))):
             prefixes = [text for part in parts for text in (f"--{part}pref", folder / f"{part}-{language}")]
             known = known if place == "bin0" else ["--srcdict", dictionary, "--tgtdict", dictionary]
             arguments = ["-s", "en", "-t", language, *prefixes, "--destdir", folder / place, *known]
@@ -118,7 +118,7 @@ def train_two_pairs(folder, fairseq):
     fairseq(
         "train", "bin0:bin1", *TINY, *CRITERION, *ADAM, *SCHEDULE, "--task", TASK, "--lang-pairs", "en-fr,en-pt",
         "--langs", "pt,fr,en", "--encoder-langtok", "src", "--decoder-langtok", "--save-dir", "saved",
-        "--warmup-updates", 1, "--max-update", 30, "--disable-validation", "--no-epoch-checkpoints", cwd=folder,
+        "--warmup-updates", 10, "--max-update", 80, "--disable-validation", "--no-epoch-checkpoints", cwd=folder,
     )  # fmt: skip
 
 
