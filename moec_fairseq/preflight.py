@@ -1,9 +1,22 @@
-"""Options that cannot work when processes share the experts, refused before training, each with the way out."""
+"""Options that cannot work, refused before training, each with the way out."""
 
 from typing import Any
 
+import torch
+import torch.distributed as dist
+
 # fairseq knows each under two names
 DDP_BACKENDS = ("legacy_ddp", "no_c10d", "pytorch_ddp", "c10d")
+
+
+def _gloo_takes_bfloat16() -> bool:
+    """Whether this version of torch sends bfloat16 by gloo (1.13 does not); all processes ask together."""
+    try:
+        if dist.is_initialized():
+            dist.all_reduce(torch.zeros(1, dtype=torch.bfloat16))
+    except RuntimeError:
+        return False
+    return True
 
 
 def _problems(config: Any) -> list[tuple[bool, str]]:
@@ -51,6 +64,11 @@ def _problems(config: Any) -> list[tuple[bool, str]]:
             getattr(config.model, "moec_evaluation", None) == "exchanged" and getattr(config.task, "eval_bleu", False),
             "--moec-evaluation exchanged makes ranks wait for each other at every step, but with --eval-bleu they make "
             "different numbers of steps; leave one of them out.",
+        ),
+        (
+            common.bf16 and distributed.distributed_backend == "gloo" and not _gloo_takes_bfloat16(),
+            f"--bf16 sends bfloat16 from process to process, which the gloo of torch {torch.__version__} cannot; give "
+            "--amp, or use a newer torch.",
         ),
         (
             distributed.distributed_backend == "mpi",

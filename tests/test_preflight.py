@@ -2,6 +2,7 @@ from argparse import Namespace
 
 import pytest
 
+from moec_fairseq import preflight
 from moec_fairseq.preflight import check
 
 
@@ -10,7 +11,7 @@ def config(**options):
         "amp": False, "fp16": False, "fp16_no_flatten_grads": False, "memory_efficient_fp16": False, "cpu": False,
         "model_parallel_size": 1, "ddp_backend": "pytorch_ddp", "zero_sharding": "none", "use_bmuf": False,
         "distributed_backend": "nccl", "moec_evaluation": "gathered", "eval_bleu": False,
-        "write_checkpoints_asynchronously": False, **options,
+        "write_checkpoints_asynchronously": False, "bf16": False, **options,
     }  # fmt: skip
     everything = Namespace(**values)
     return Namespace(
@@ -52,6 +53,15 @@ def test_what_cannot_work_is_refused_with_the_way_out(options, way_out):
 )
 def test_what_works_is_not(options):
     check(config(**options))
+
+
+def test_bfloat16_is_refused_where_gloo_cannot_send_it(monkeypatch):
+    options = {"bf16": True, "ddp_backend": "legacy_ddp", "distributed_backend": "gloo"}
+    check(config(**options))
+    monkeypatch.setattr(preflight, "_gloo_takes_bfloat16", lambda: False)
+    check(config(**options | {"distributed_backend": "nccl"}))
+    with pytest.raises(ValueError, match="--bf16 sends bfloat16 .* give --amp"):
+        check(config(**options))
 
 
 def test_a_config_of_fairseq_itself_has_all_of_these():

@@ -4,6 +4,8 @@ import atexit
 
 from fairseq import checkpoint_utils, utils
 from fairseq.data import data_utils
+from fairseq.dataclass import utils as dataclass_utils
+from fairseq.models import BaseFairseqModel
 from fairseq.nan_detector import NanDetector
 from fairseq.optim.fp16_optimizer import FP16Optimizer
 from fairseq.tasks import FairseqTask
@@ -15,6 +17,14 @@ from moec_fairseq.compat.checkpoints import (
     load_together,
     save_whole,
 )
+from moec_fairseq.compat.precision import (
+    amp_on_cpu,
+    bf16_without_tpu,
+    copy_full_precision,
+    half_if_memory_efficient,
+    keep_full_precision,
+    save_full_precision,
+)
 from moec_fairseq.compat.ranks import (
     check_before_training,
     clip_experts_too,
@@ -24,11 +34,12 @@ from moec_fairseq.compat.ranks import (
     watch_batches,
 )
 from moec_fairseq.compat.resuming import go_on_as_if_never_stopped, save_patience, say_what_changed
-from moec_fairseq.compat.steps import amp_on_cpu, keep_last_batch, look_for_nan_forward
+from moec_fairseq.compat.steps import keep_last_batch, look_for_nan_forward
 
 allow_fairseq_checkpoints()
 atexit.register(wait_for_gloo)
-Trainer.__init__ = check_before_training(Trainer.__init__)
+dataclass_utils.override_module_args = bf16_without_tpu(dataclass_utils.override_module_args)
+Trainer.__init__ = half_if_memory_efficient(check_before_training(Trainer.__init__))
 Trainer.train_step = fail_as_one(Trainer.train_step)
 NanDetector.__init__ = look_for_nan_forward(NanDetector.__init__)
 checkpoint_utils.save_checkpoint = save_whole(checkpoint_utils.save_checkpoint)
@@ -37,5 +48,7 @@ Trainer.load_checkpoint = say_what_changed(Trainer.load_checkpoint)
 Trainer.save_checkpoint = keep_crashes_apart(save_patience(Trainer.save_checkpoint))
 FairseqTask.train_step = watch_batches(amp_on_cpu(FairseqTask.train_step))
 utils.clip_grad_norm_ = clip_experts_too(utils.clip_grad_norm_)
-FP16Optimizer.build_fp32_params = classmethod(keep_expert_marks(FP16Optimizer.build_fp32_params))
+Trainer.state_dict = save_full_precision(Trainer.state_dict)
+BaseFairseqModel.load_state_dict = keep_full_precision(BaseFairseqModel.load_state_dict)
+FP16Optimizer.build_fp32_params = classmethod(keep_expert_marks(copy_full_precision(FP16Optimizer.build_fp32_params)))
 data_utils.batch_by_size = keep_last_batch(data_utils.batch_by_size)

@@ -1,12 +1,8 @@
-"""Workarounds for what one process computes: whole data, the encoder, mixed precision, the search for NaN."""
+"""Workarounds for what one process computes: whole data, the encoder, the search for NaN."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from functools import wraps
 from typing import Any
-
-import torch
-from fairseq.optim.amp_optimizer import AMPOptimizer
 
 Batches = Callable[..., list[Any]]
 
@@ -43,37 +39,6 @@ def disable_fused_encoder(encoder: Any) -> None:
         layer.can_use_fastpath = False
         for name, parameter in layer.named_parameters(recurse=False):
             parameter.requires_grad_(name not in FUSED_WEIGHTS)
-
-
-def attention_of_products() -> Any:
-    """Return a context in which attention is computed from products of matrices.
-
-    Reason: on a CPU without units for bfloat16 matrices, the way back through torch's own attention takes eight times
-    as long in bfloat16 as in float32, more than all that mixed precision wins.
-    """
-    choices: Any = getattr(torch.nn, "attention", None)
-    if not hasattr(choices, "sdpa_kernel"):  # torch < 2.3
-        return nullcontext()
-    return choices.sdpa_kernel(choices.SDPBackend.MATH)
-
-
-def amp_on_cpu(train_step: Callable[..., Any]) -> Callable[..., Any]:
-    """Let ``--amp`` work on a CPU, too: forward passes of training in mixed precision, with bfloat16.
-
-    Reason: fairseq asks for the mixed precision of CUDA, whatever the device; on a CPU the option does nothing.
-    bfloat16 has the range of float32, so the loss is not scaled.
-    """
-
-    @wraps(train_step)
-    def step(task: Any, sample: Any, model: Any, criterion: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
-        def in_bfloat16(*inputs: Any) -> Any:
-            with torch.autocast("cpu", torch.bfloat16), attention_of_products():
-                return criterion(*inputs)
-
-        mixed = isinstance(optimizer, AMPOptimizer) and next(model.parameters()).device.type == "cpu"
-        return train_step(task, sample, model, in_bfloat16 if mixed else criterion, optimizer, *args, **kwargs)
-
-    return step
 
 
 def look_for_nan_forward(init: Callable[..., None]) -> Callable[..., None]:
