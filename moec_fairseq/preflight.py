@@ -77,6 +77,20 @@ def _problems(config: Any) -> list[tuple[bool, str]]:
     ]
 
 
+def check_model(config: Any) -> None:
+    """Refuse options of the model that fairseq's translation models know by name only.
+
+    Raises:
+        ValueError: one is given.
+    """
+    for option in ("adaptive_input", "tie_adaptive_weights", "tie_adaptive_proj"):
+        if getattr(config, option):
+            raise ValueError(
+                f"--{option.replace('_', '-')} is for language models, fairseq's translation models have no adaptive "
+                "input; leave it out (--adaptive-softmax-cutoff works without it)."
+            )
+
+
 def check(config: Any) -> None:
     """Refuse a configuration (of fairseq, all of it) that would train experts of several ranks wrongly, or hang.
 

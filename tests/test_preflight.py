@@ -3,7 +3,7 @@ from argparse import Namespace
 import pytest
 
 from moec_fairseq import preflight
-from moec_fairseq.preflight import check
+from moec_fairseq.preflight import check, check_model
 
 
 def config(**options):
@@ -68,3 +68,11 @@ def test_a_config_of_fairseq_itself_has_all_of_these():
     from fairseq.dataclass.configs import FairseqConfig
 
     check(FairseqConfig())
+
+
+@pytest.mark.parametrize("option", ["adaptive_input", "tie_adaptive_weights", "tie_adaptive_proj"])
+def test_options_that_fairseq_knows_by_name_only(build, option):
+    flag = f"--{option.replace('_', '-')}"
+    with pytest.raises(ValueError, match=f"^{flag} is for language models.*leave it out"):
+        build(flag, "--adaptive-softmax-cutoff", "4,8")
+    check_model(build("--adaptive-softmax-cutoff", "4,8").model.cfg)

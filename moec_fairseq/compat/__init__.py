@@ -3,9 +3,10 @@
 import atexit
 
 from fairseq import checkpoint_utils, utils
-from fairseq.data import data_utils
+from fairseq.data import data_utils, language_pair_dataset, token_block_dataset
 from fairseq.dataclass import utils as dataclass_utils
 from fairseq.models import BaseFairseqModel
+from fairseq.modules import AdaptiveSoftmax, dynamic_crf_layer
 from fairseq.nan_detector import NanDetector
 from fairseq.optim.fp16_optimizer import FP16Optimizer
 from fairseq.tasks import FairseqTask
@@ -34,7 +35,7 @@ from moec_fairseq.compat.ranks import (
     watch_batches,
 )
 from moec_fairseq.compat.resuming import go_on_as_if_never_stopped, save_patience, say_what_changed
-from moec_fairseq.compat.steps import keep_last_batch, look_for_nan_forward
+from moec_fairseq.compat.steps import NumpyAsItWas, keep_last_batch, look_for_nan_forward, train_adaptive_softmax
 
 allow_fairseq_checkpoints()
 atexit.register(wait_for_gloo)
@@ -51,4 +52,7 @@ utils.clip_grad_norm_ = clip_experts_too(utils.clip_grad_norm_)
 Trainer.state_dict = save_full_precision(Trainer.state_dict)
 BaseFairseqModel.load_state_dict = keep_full_precision(BaseFairseqModel.load_state_dict)
 FP16Optimizer.build_fp32_params = classmethod(keep_expert_marks(copy_full_precision(FP16Optimizer.build_fp32_params)))
+AdaptiveSoftmax.get_log_prob = train_adaptive_softmax(AdaptiveSoftmax.get_log_prob)
+for module in (data_utils, language_pair_dataset, token_block_dataset, dynamic_crf_layer):
+    module.np = NumpyAsItWas()
 data_utils.batch_by_size = keep_last_batch(data_utils.batch_by_size)
