@@ -42,6 +42,13 @@ def _problems(config: Any) -> list[tuple[bool, str]]:
             f"--ddp-backend {distributed.ddp_backend} does not start on a CPU; give --ddp-backend legacy_ddp.",
         ),
         (
+            distributed.ddp_backend in ("pytorch_ddp", "c10d")
+            and not distributed.find_unused_parameters
+            and any(getattr(config.model, f"{side}_layerdrop", 0) > 0 for side in ("encoder", "decoder")),
+            f"--ddp-backend {distributed.ddp_backend} waits for the gradients of layers that --encoder-layerdrop or "
+            "--decoder-layerdrop has left out; give --ddp-backend legacy_ddp, or --find-unused-parameters.",
+        ),
+        (
             distributed.zero_sharding != "none",
             f"--zero-sharding {distributed.zero_sharding} shares out the optimizer of ranks that have different "
             "experts; leave it out: every rank already keeps the state of its own experts only.",

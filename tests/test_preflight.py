@@ -11,7 +11,8 @@ def config(**options):
         "amp": False, "fp16": False, "fp16_no_flatten_grads": False, "memory_efficient_fp16": False, "cpu": False,
         "model_parallel_size": 1, "ddp_backend": "pytorch_ddp", "zero_sharding": "none", "use_bmuf": False,
         "distributed_backend": "nccl", "moec_evaluation": "gathered", "eval_bleu": False,
-        "write_checkpoints_asynchronously": False, "bf16": False, **options,
+        "write_checkpoints_asynchronously": False, "find_unused_parameters": False, "encoder_layerdrop": 0,
+        "decoder_layerdrop": 0, "bf16": False, **options,
     }  # fmt: skip
     everything = Namespace(**values)
     return Namespace(
@@ -33,6 +34,8 @@ def config(**options):
         ({"distributed_backend": "mpi"}, "give nccl"),
         ({"write_checkpoints_asynchronously": True}, "--write-checkpoints-asynchronously"),
         ({"moec_evaluation": "exchanged", "eval_bleu": True}, "--moec-evaluation exchanged .* leave one of them out"),
+        ({"encoder_layerdrop": 0.1}, "--encoder-layerdrop .* give --ddp-backend legacy_ddp, or --find-unused"),
+        ({"decoder_layerdrop": 0.1, "ddp_backend": "c10d"}, "--ddp-backend c10d waits"),
     ],
 )
 def test_what_cannot_work_is_refused_with_the_way_out(options, way_out):
@@ -48,6 +51,8 @@ def test_what_cannot_work_is_refused_with_the_way_out(options, way_out):
         {"fp16": True, "memory_efficient_fp16": True},
         {"moec_evaluation": "exchanged"},
         {"eval_bleu": True},
+        {"encoder_layerdrop": 0.1, "find_unused_parameters": True},
+        {"decoder_layerdrop": 0.1, "ddp_backend": "legacy_ddp"},
         {"ddp_backend": "legacy_ddp", "cpu": True, "distributed_backend": "gloo", "amp": True},
     ],
 )

@@ -6,7 +6,7 @@ from fairseq import checkpoint_utils, utils
 from fairseq.data import data_utils, language_pair_dataset, token_block_dataset
 from fairseq.dataclass import utils as dataclass_utils
 from fairseq.models import BaseFairseqModel
-from fairseq.modules import AdaptiveSoftmax, dynamic_crf_layer
+from fairseq.modules import AdaptiveSoftmax, LayerDropModuleList, dynamic_crf_layer
 from fairseq.nan_detector import NanDetector
 from fairseq.optim.fp16_optimizer import FP16Optimizer
 from fairseq.tasks import FairseqTask
@@ -29,8 +29,11 @@ from moec_fairseq.compat.precision import (
 from moec_fairseq.compat.ranks import (
     check_before_training,
     clip_experts_too,
+    drop_same_layers,
     fail_as_one,
     keep_expert_marks,
+    seed_layer_drop,
+    try_once,
     wait_for_gloo,
     watch_batches,
 )
@@ -42,6 +45,9 @@ atexit.register(wait_for_gloo)
 dataclass_utils.override_module_args = bf16_without_tpu(dataclass_utils.override_module_args)
 Trainer.__init__ = half_if_memory_efficient(check_before_training(Trainer.__init__))
 Trainer.train_step = fail_as_one(Trainer.train_step)
+Trainer.valid_step = try_once(Trainer.valid_step)
+Trainer._set_seed = seed_layer_drop(Trainer._set_seed)
+LayerDropModuleList.__iter__ = drop_same_layers(LayerDropModuleList.__iter__)
 NanDetector.__init__ = look_for_nan_forward(NanDetector.__init__)
 checkpoint_utils.save_checkpoint = save_whole(checkpoint_utils.save_checkpoint)
 checkpoint_utils.load_checkpoint = go_on_as_if_never_stopped(load_together(checkpoint_utils.load_checkpoint))

@@ -87,7 +87,7 @@ def disable_fused_encoder(encoder: Any) -> None:
     Later versions of fairseq have no such path. Its copies of the weights get no gradient, for which torch's
     DistributedDataParallel would wait.
     """
-    for layer in encoder.layers:
+    for layer in encoder.layers.children():  # LayerDrop's own iterator leaves some out
         layer.can_use_fastpath = False
         for name, parameter in layer.named_parameters(recurse=False):
             parameter.requires_grad_(name not in FUSED_WEIGHTS)

@@ -13,9 +13,10 @@ from fairseq.nan_detector import NanDetector
 import moec_fairseq.compat  # noqa: F401  (importing it applies the workarounds)
 
 
-def test_no_encoder_layer_takes_a_fused_path(build):
-    encoder = build("--encoder-moe-layers", "1").model.encoder
-    assert [layer.can_use_fastpath for layer in encoder.layers] == [False, False]
+@pytest.mark.parametrize("flags", [(), ("--encoder-layers", "6", "--encoder-layerdrop", "0.9")], ids=str)
+def test_no_encoder_layer_takes_a_fused_path(build, flags):
+    encoder = build("--encoder-moe-layers", "1", *flags).model.encoder
+    assert not any(layer.can_use_fastpath for layer in encoder.layers.children())
 
 
 def test_nan_is_found_although_the_encoder_returns_a_dictionary(build, caplog):
