@@ -1,5 +1,6 @@
 """Options that cannot work, refused before training, each with the way out."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -7,6 +8,15 @@ import torch.distributed as dist
 
 # fairseq knows each under two names
 DDP_BACKENDS = ("legacy_ddp", "no_c10d", "pytorch_ddp", "c10d")
+
+# who starts several processes, and the variables that tell each its number and how many there are
+STARTERS = (
+    ("torchrun", "RANK", "WORLD_SIZE"),
+    ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+    ("srun", "SLURM_PROCID", "SLURM_NTASKS"),
+    ("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("mpirun", "PMI_RANK", "PMI_SIZE"),
+)
 
 
 def _gloo_takes_bfloat16() -> bool:
@@ -96,6 +106,34 @@ def check_model(config: Any) -> None:
                 f"--{option.replace('_', '-')} is for language models, fairseq's translation models have no adaptive "
                 "input; leave it out (--adaptive-softmax-cutoff works without it)."
             )
+
+
+def check_together(distributed: Any, environment: Mapping[str, str]) -> None:
+    """Refuse to train one of several models that are trained side by side, each alone, instead of one together.
+
+    Args:
+        distributed: fairseq's options of the job.
+        environment: variables of this process.
+
+    Raises:
+        ValueError: somebody has started several processes, but this one knows of none beside it.
+    """
+    for starter, rank, size in STARTERS if distributed.distributed_world_size == 1 else ():
+        processes = environment.get(size, "")
+        if rank not in environment or not processes.isdecimal() or int(processes) < 2:
+            continue
+        if size == "SLURM_NTASKS" and environment[rank] == "0" and "SLURM_JOB_ID" in environment:
+            continue  # the script that sbatch runs, once for all tasks; srun would have named those of its step
+        # torchrun's own store is in the way of another
+        meeting = "env://" if starter == "torchrun" else "tcp://HOST:PORT"
+        raise ValueError(
+            f"{starter} has started {processes} processes ({rank}={environment[rank]}, {size}={processes}), but "
+            "--distributed-world-size is 1, so that each would train a model of its own; start one training with "
+            f"bash scripts/train.sh CONFIG --processes {processes}, or give fairseq-train --distributed-world-size "
+            f"{processes} --distributed-rank {environment[rank]} --distributed-init-method {meeting} "
+            "--distributed-no-spawn --ddp-backend legacy_ddp (and on a CPU --distributed-backend gloo); to train with "
+            f"one process all the same, unset {size}."
+        )
 
 
 def check(config: Any) -> None:

@@ -3,7 +3,7 @@ from argparse import Namespace
 import pytest
 
 from moec_fairseq import preflight
-from moec_fairseq.preflight import check, check_model
+from moec_fairseq.preflight import check, check_model, check_together
 
 
 def config(**options):
@@ -73,6 +73,51 @@ def test_a_config_of_fairseq_itself_has_all_of_these():
     from fairseq.dataclass.configs import FairseqConfig
 
     check(FairseqConfig())
+
+
+TORCHRUN = {"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1"}
+SRUN = {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": "7"}
+MPIRUN = {"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "3"}
+
+
+@pytest.mark.parametrize(
+    "environment, started, rank",
+    [
+        (TORCHRUN, "torchrun has started 4 processes (RANK=1, WORLD_SIZE=4)", 1),
+        (SRUN, "srun has started 2 processes", 0),
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_JOB_ID": "7"}, "srun has started 2 processes", 1),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, "srun has started 2 processes", 0),
+        (MPIRUN, "mpirun has started 3 processes", 2),
+        ({"PMI_RANK": "0", "PMI_SIZE": "2"}, "mpirun has started 2 processes", 0),
+    ],
+)
+def test_trainings_side_by_side_are_refused_with_the_commands_for_one(environment, started, rank):
+    with pytest.raises(ValueError) as caught:
+        check_together(Namespace(distributed_world_size=1), environment)
+    number = started.split()[3]
+    meeting = "env://" if "torchrun" in started else "tcp://HOST:PORT"
+    options = f"--distributed-world-size {number} --distributed-rank {rank} --distributed-init-method {meeting} "
+    for words in (started, f"train.sh CONFIG --processes {number},", options):
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "environment, world_size",
+    [
+        ({}, 1),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, 1),
+        ({"WORLD_SIZE": "2"}, 1),  # left over in a shell, without a rank
+        ({"RANK": "0", "WORLD_SIZE": ""}, 1),
+        ({"RANK": "x", "WORLD_SIZE": "many"}, 1),
+        (TORCHRUN, 4),
+        (TORCHRUN | SRUN | MPIRUN, 2),
+        # the script that sbatch runs for a job of eight tasks, and a step of one task in it
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "7"}, 1),
+        (SRUN | {"SLURM_STEP_NUM_TASKS": "1"}, 1),
+    ],
+)
+def test_one_training_is_not(environment, world_size):
+    check_together(Namespace(distributed_world_size=world_size), environment)
 
 
 @pytest.mark.parametrize("option", ["adaptive_input", "tie_adaptive_weights", "tie_adaptive_proj"])

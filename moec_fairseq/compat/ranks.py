@@ -1,5 +1,6 @@
 """Workarounds for experts on several ranks: clipping, batches without data, errors that all must hear of."""
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
@@ -26,13 +27,14 @@ def shares_experts(model: Any) -> bool:
 
 
 def check_before_training(init: Callable[..., None]) -> Callable[..., None]:
-    """Refuse options that cannot work with experts on several ranks, and save all experts.
+    """Refuse trainings that nobody meant, and options that cannot work with experts on several ranks; save all experts.
 
     Reason: the trainer is the first to see the model and all options; fairseq itself would hang or train wrongly.
     """
 
     @wraps(init)
     def checked(trainer: Any, cfg: Any, task: Any, model: Any, *args: Any, **kwargs: Any) -> None:
+        preflight.check_together(cfg.distributed_training, os.environ)
         trainer.shares_experts = shares_experts(model)
         if trainer.shares_experts:
             preflight.check(cfg)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from fairseq.modules import LayerDropModuleList
 
-from moec_fairseq.compat.ranks import seed_layer_drop, try_once, watch_batches
+from moec_fairseq.compat.ranks import check_before_training, seed_layer_drop, try_once, watch_batches
 from moec_fairseq.moe.records import RecordBook
 
 
@@ -79,3 +79,11 @@ def test_no_batch_of_validation_is_tried_again_where_others_have_gone_on(shares_
     for raise_oom in (False, True):
         step(SimpleNamespace(shares_experts=shares_experts), {}, raise_oom)
     assert seen == [shares_experts, True]
+
+
+def test_nothing_is_built_where_trainings_were_started_side_by_side(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    config = SimpleNamespace(distributed_training=SimpleNamespace(distributed_world_size=1))
+    with pytest.raises(ValueError, match="torchrun has started 2 processes"):
+        check_before_training(lambda *_: pytest.fail("built"))(SimpleNamespace(), config, None, torch.nn.Linear(1, 1))
