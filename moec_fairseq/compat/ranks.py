@@ -1,13 +1,17 @@
 """Workarounds for experts on several ranks: clipping, batches without data, errors that all must hear of."""
 
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
+from itertools import compress
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from fairseq.modules import LayerDropModuleList
+from torch import Tensor, nn
 
 from moec_fairseq import preflight
 from moec_fairseq.compat.checkpoints import save_on_every_rank
@@ -23,13 +27,14 @@ def shares_experts(model: Any) -> bool:
 
 
 def check_before_training(init: Callable[..., None]) -> Callable[..., None]:
-    """Refuse options that cannot work with experts on several ranks, and save all experts.
+    """Refuse trainings that nobody meant, and options that cannot work with experts on several ranks; save all experts.
 
     Reason: the trainer is the first to see the model and all options; fairseq itself would hang or train wrongly.
     """
 
     @wraps(init)
     def checked(trainer: Any, cfg: Any, task: Any, model: Any, *args: Any, **kwargs: Any) -> None:
+        preflight.check_together(cfg.distributed_training, os.environ)
         trainer.shares_experts = shares_experts(model)
         if trainer.shares_experts:
             preflight.check(cfg)
@@ -86,6 +91,39 @@ def keep_expert_marks(build_fp32_params: Callable[..., Any]) -> Callable[..., An
     return build
 
 
+def seed_layer_drop(set_seed: Callable[..., None]) -> Callable[..., None]:
+    """Make the layers that are dropped in an update a function of seed and update (see ``drop_same_layers``)."""
+
+    @wraps(set_seed)
+    def seed_all(trainer: Any) -> None:
+        set_seed(trainer)
+        if hasattr(trainer.task, "moec_model"):
+            seed, update = trainer.cfg.common.seed % 2**32, trainer.get_num_updates()
+            stacks = [module for module in trainer.get_model().modules() if isinstance(module, LayerDropModuleList)]
+            for number, stack in enumerate(stacks):
+                # RandomState, because numpy promises never to change its stream; each forward pass takes the next draw
+                stack.draws = np.random.RandomState([seed, number, update])
+
+    return seed_all
+
+
+def drop_same_layers(layers: Callable[..., Iterator[nn.Module]]) -> Callable[..., Iterator[nn.Module]]:
+    """Drop the same layers on all ranks (``--encoder-layerdrop``, ``--decoder-layerdrop``).
+
+    Reason: fairseq draws them from torch's generator, which is at another place on every rank: how much dropout has
+    drawn from it depends on the shape of the batch. A rank that drops a layer with experts would leave the others
+    waiting for its tokens for ever.
+    """
+
+    @wraps(layers)
+    def kept(stack: Any) -> Iterator[nn.Module]:
+        if not stack.training or not hasattr(stack, "draws"):
+            return layers(stack)
+        return compress(nn.ModuleList.__iter__(stack), stack.draws.random_sample(len(stack)) > stack.p)
+
+    return kept
+
+
 def watch_batches(train_step: Callable[..., Any]) -> Callable[..., Any]:
     """Tell the MoE layers of a dummy batch, and note whether a loss of this rank was not finite.
 
@@ -132,6 +170,19 @@ def fail_as_one(train_step: Callable[..., Any]) -> Callable[..., Any]:
             raise FloatingPointError(
                 f"in update {trainer.get_num_updates() + 1} {whose} was not finite; {error}"
             ) from error
+
+    return step
+
+
+def try_once(valid_step: Callable[..., Any]) -> Callable[..., Any]:
+    """End the process that runs out of memory in validation where others wait for it.
+
+    Reason: fairseq tries the batch once more, but the others have gone on: its experts and tokens would arrive twice.
+    """
+
+    @wraps(valid_step)
+    def step(trainer: Any, sample: Any, raise_oom: bool = False) -> Any:
+        return valid_step(trainer, sample, raise_oom or trainer.shares_experts)
 
     return step
 

@@ -1,12 +1,14 @@
-"""Workarounds for what one process computes: whole data, the encoder, mixed precision, the search for NaN."""
+"""Workarounds for what one process computes: whole data, the encoder, the search for NaN."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from functools import wraps
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
-from fairseq.optim.amp_optimizer import AMPOptimizer
+import torch.nn.functional as F
+from torch import Tensor
 
 Batches = Callable[..., list[Any]]
 
@@ -32,6 +34,52 @@ def keep_last_batch(batch_by_size: Batches) -> Batches:
     return all_batches
 
 
+class NumpyAsItWas:
+    """numpy with the names that fairseq uses and numpy no longer has, in place of ``np`` in fairseq's modules.
+
+    Reason: ``np.int`` and ``np.float`` went with numpy 1.24, ``np.compat`` and the name ``interpolation`` later;
+    without them ``--num-batch-buckets``, language models of whole sentences and decoders with a CRF fail.
+    """
+
+    int, float = int, float
+    compat = SimpleNamespace(long=int)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what numpy still has."""
+        return getattr(np, name)
+
+    @staticmethod
+    def percentile(values: Any, percents: Any, interpolation: str = "linear") -> Any:
+        """Return ``np.percentile``, whose last argument has the same place in all versions, but another name."""
+        compute: Any = np.percentile
+        return compute(values, percents, None, None, False, interpolation)
+
+
+def train_adaptive_softmax(get_log_prob: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return the adaptive softmax's log-probabilities of all words, (B, L, V), so that they can be trained.
+
+    Reason: fairseq's criterions other than ``adaptive_loss`` ask for all of them; it adds the parts of a rare word's
+    probability in place, and the way back stops ("modified by an inplace operation"). Nor does it apply
+    ``--adaptive-softmax-dropout`` there. At least in float32, since losses are sums over the vocabulary.
+    """
+
+    @wraps(get_log_prob)
+    def log_probs(softmax: Any, input: Tensor, target: Tensor | None) -> Tensor:
+        if target is not None:  # whoever scores sentences wants the probabilities of their words only
+            return get_log_prob(softmax, input, target)
+
+        def normalized(logits: Tensor) -> Tensor:
+            return F.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+        hidden_TD = softmax.dropout_module(input.reshape(-1, input.shape[-1]))
+        head = normalized(softmax.head(hidden_TD))
+        frequent, *clusters = head.split([softmax.cutoff[0]] + [1] * len(softmax.tail), dim=1)
+        rare = [cluster + normalized(tail(hidden_TD)) for cluster, tail in zip(clusters, softmax.tail, strict=True)]
+        return torch.cat([frequent, *rare], dim=1).view(*input.shape[:-1], -1)
+
+    return log_probs
+
+
 def disable_fused_encoder(encoder: Any) -> None:
     """Make the encoder of fairseq 0.12.2 compute step by step at evaluation.
 
@@ -39,41 +87,10 @@ def disable_fused_encoder(encoder: Any) -> None:
     Later versions of fairseq have no such path. Its copies of the weights get no gradient, for which torch's
     DistributedDataParallel would wait.
     """
-    for layer in encoder.layers:
+    for layer in encoder.layers.children():  # LayerDrop's own iterator leaves some out
         layer.can_use_fastpath = False
         for name, parameter in layer.named_parameters(recurse=False):
             parameter.requires_grad_(name not in FUSED_WEIGHTS)
-
-
-def attention_of_products() -> Any:
-    """Return a context in which attention is computed from products of matrices.
-
-    Reason: on a CPU without units for bfloat16 matrices, the way back through torch's own attention takes eight times
-    as long in bfloat16 as in float32, more than all that mixed precision wins.
-    """
-    choices: Any = getattr(torch.nn, "attention", None)
-    if not hasattr(choices, "sdpa_kernel"):  # torch < 2.3
-        return nullcontext()
-    return choices.sdpa_kernel(choices.SDPBackend.MATH)
-
-
-def amp_on_cpu(train_step: Callable[..., Any]) -> Callable[..., Any]:
-    """Let ``--amp`` work on a CPU, too: forward passes of training in mixed precision, with bfloat16.
-
-    Reason: fairseq asks for the mixed precision of CUDA, whatever the device; on a CPU the option does nothing.
-    bfloat16 has the range of float32, so the loss is not scaled.
-    """
-
-    @wraps(train_step)
-    def step(task: Any, sample: Any, model: Any, criterion: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
-        def in_bfloat16(*inputs: Any) -> Any:
-            with torch.autocast("cpu", torch.bfloat16), attention_of_products():
-                return criterion(*inputs)
-
-        mixed = isinstance(optimizer, AMPOptimizer) and next(model.parameters()).device.type == "cpu"
-        return train_step(task, sample, model, in_bfloat16 if mixed else criterion, optimizer, *args, **kwargs)
-
-    return step
 
 
 def look_for_nan_forward(init: Callable[..., None]) -> Callable[..., None]:

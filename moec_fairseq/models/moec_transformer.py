@@ -9,6 +9,7 @@ from fairseq import utils
 from fairseq.models import register_model
 from fairseq.models.transformer import TransformerModelBase
 
+from moec_fairseq import preflight
 from moec_fairseq.compat.steps import disable_fused_encoder
 from moec_fairseq.models.config import MoECTransformerConfig, add_options
 from moec_fairseq.models.dropout import use_cheap_masks
@@ -53,6 +54,7 @@ class MoECTransformerModel(TransformerModelBase):
             ValueError: option values that do not exist or do not fit together.
         """
         config = MoECTransformerConfig(**{key: cfg[key] for key in cfg if key != "_name"})
+        preflight.check_model(config)
         model: MoECTransformerModel = super().build_model(config.transformer_config(), task)
         model.kept_layers = config.kept_layers()
         if config.moe_expert_count != 0:

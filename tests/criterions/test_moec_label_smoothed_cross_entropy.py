@@ -1,5 +1,6 @@
 import pytest
 import torch
+from fairseq.criterions.label_smoothed_cross_entropy import label_smoothed_nll_loss
 from fairseq.logging import metrics
 
 ROUTER_KEYS = {
@@ -42,12 +43,21 @@ def test_losses_and_gradients_are_those_of_fairseq(build, flags, reduce):
     torch.testing.assert_close(*results)
 
 
-@torch.no_grad()  # where fairseq itself cannot compute them
-def test_losses_of_an_adaptive_softmax_are_those_of_fairseq(build):
-    built = build("--dropout", "0", "--adaptive-softmax-cutoff", "4,8")
+def test_an_adaptive_softmax_is_trained_together_with_the_router(build):
+    built = build("--dropout", "0", "--moec-expert-dropout", "0", "--adaptive-softmax-cutoff", "4,8")
     batch = built.batch()
-    output = built.model(**batch["net_input"])
-    assert built.criterion.compute_loss(built.model, output, batch) == stock_losses(built, output, batch)
+    loss, _, log = built.criterion(built.model.train(), batch)
+    loss.backward()
+    with torch.no_grad():  # where fairseq itself can compute them
+        hidden, _ = built.model.eval()(**batch["net_input"])
+        softmax, target = built.model.decoder.adaptive_softmax, batch["target"].flatten()
+        log_probs = type(softmax).get_log_prob.__wrapped__(softmax, hidden, None).flatten(end_dim=1)
+        losses = label_smoothed_nll_loss(log_probs, target, 0.1, built.criterion.padding_idx)
+    torch.testing.assert_close(log["nll_loss"], losses[1])
+    torch.testing.assert_close(loss, losses[0] + 0.01 * (log["moe_balance"].sum() + log["moe_variance"].sum()))
+    trained = [name for name, p in built.model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0]
+    for part in ("router.experts_NK", "adaptive_softmax.head.weight", "adaptive_softmax.tail.1.2.weight"):
+        assert any(name.endswith(part) for name in trained), part
 
 
 def test_training_loss_has_the_gate_loss_and_validation_loss_has_not(build):

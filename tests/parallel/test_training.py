@@ -48,6 +48,20 @@ def test_parity(dictionaries, world_size, flags, update_freq, borders):
                 )  # fmt: skip
 
 
+@pytest.mark.parametrize("flag", ["--bf16", "--memory-efficient-bf16"])
+def test_bfloat16_rounds_and_does_nothing_else(dictionaries, flag):
+    options = Namespace(updates=3, update_freq=1, borders=even(2))
+    (single,) = on_ranks(1, train, dictionaries, EXACT, options)
+    try:
+        ranks = on_ranks(2, train, dictionaries, (*EXACT, flag), options)
+    except AssertionError as error:  # of torch 1.13
+        assert "which the gloo of torch" in str(error)
+        return
+    for found in ranks:
+        assert found["loss"] != single["loss"] and found["loss"] == pytest.approx(single["loss"], rel=0.01)
+        assert found["norm"] == pytest.approx(single["norm"], rel=0.02)
+
+
 def evaluate(rank, world_size, folder, flags):
     """Return the summed loss of this rank's sentences, in evaluation."""
     task, trainer = build(folder, world_size, rank, *flags)
