@@ -244,5 +244,5 @@ def test_hydra_train_with_the_config(fairseq: Command, reversal_data: Path, tmp_
     logs = done.stdout + done.stderr + "".join(f.read_text() for f in tmp_path.glob("*.log"))
     assert "num_updates=3" in logs
     state = torch.load(tmp_path / "save" / "checkpoint_last.pt", weights_only=True)["model"]
-    experts = state["encoder.layers.2.moe.experts.sublayers.0.w1_NFD"].shape[0]
+    experts = state["encoder.layers.1.moe.experts.sublayers.0.w1_NFD"].shape[0]
     assert experts == (8 if model == "moec" else 1)
