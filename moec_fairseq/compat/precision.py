@@ -1,6 +1,6 @@
 """Workarounds for mixed and half precision."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import wraps
 from importlib.util import find_spec
@@ -102,7 +102,7 @@ def _copies(optimizer: Any) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def keep_full_precision(load_state_dict: Callable[..., Any]) -> Callable[..., Any]:
-    """Note what was loaded, for the optimizer's copies (see ``save_full_precision``)."""
+    """Note what was loaded, until the optimizer's copies are made (see ``save_full_precision``)."""
 
     @wraps(load_state_dict)
     def load(model: Any, state_dict: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
@@ -115,17 +115,17 @@ def keep_full_precision(load_state_dict: Callable[..., Any]) -> Callable[..., An
     return load
 
 
-def copy_full_precision(build_fp32_params: Callable[..., Any]) -> Callable[..., Any]:
+def copy_full_precision(build_optimizer: Callable[..., None]) -> Callable[..., None]:
     """Make the optimizer's copies of what was loaded (see ``save_full_precision``)."""
 
-    @wraps(build_fp32_params)
-    def build(args: Any, params: Sequence[Any], flatten: bool = True) -> Any:
-        copies = build_fp32_params(args, params, flatten=flatten)
-        for parameter, copy in zip(params, () if flatten else copies, strict=not flatten):
-            loaded = vars(parameter).pop("loaded", None)
+    @wraps(build_optimizer)
+    def build(trainer: Any) -> None:
+        build_optimizer(trainer)
+        copies = {id(parameter): copy.data for parameter, copy in _copies(trainer.optimizer)}
+        for parameter in trainer.get_model().parameters():
+            loaded, copy = vars(parameter).pop("loaded", None), copies.get(id(parameter))
             # unless the parameter has changed since
-            if loaded is not None and torch.equal(loaded.to(parameter), parameter.data):
-                copy.data.copy_(loaded)
-        return copies
+            if loaded is not None and copy is not None and torch.equal(loaded.to(parameter), parameter.data):
+                copy.copy_(loaded)
 
     return build
