@@ -8,7 +8,7 @@ README = Path(__file__).with_name("README.md")
 
 setup(
     name="moec-fairseq",
-    version="0.1.0",
+    version="0.2.0",
     description="MoEC: Mixture of Expert Clusters, as a fairseq plug-in",
     long_description=README.read_text(encoding="utf-8") if README.exists() else "",
     long_description_content_type="text/markdown",

@@ -50,7 +50,7 @@ def test_parity(dictionaries, world_size, flags, update_freq, borders):
 
 @pytest.mark.parametrize("flag", ["--bf16", "--memory-efficient-bf16"])
 def test_bfloat16_rounds_and_does_nothing_else(dictionaries, flag):
-    options = Namespace(updates=3, update_freq=1, borders=even(2))
+    options = Namespace(updates=2, update_freq=1, borders=even(2))
     (single,) = on_ranks(1, train, dictionaries, EXACT, options)
     try:
         ranks = on_ranks(2, train, dictionaries, (*EXACT, flag), options)
