@@ -57,8 +57,9 @@ class EpochBatches(EpochBatchIterator):
     """fairseq's batches of all epochs, in the order of the undisturbed training.
 
     Reason: fairseq keeps the data loader of the first epoch of a process, and with it whether that epoch was shuffled:
-    after ``--curriculum`` no later epoch is, unless the training was started again meanwhile. And it forgets
-    ``--fix-batches-to-gpus`` in the epoch in which a training goes on.
+    after ``--curriculum`` no later epoch is, unless the training was started again meanwhile. fairseq 0.12.2 keeps its
+    batches, too, in one order for all epochs, and without those that a training which goes on has seen before. And
+    ``--fix-batches-to-gpus`` is forgotten in the epoch in which a training goes on.
     """
 
     fixed_to_devices = False
@@ -82,8 +83,7 @@ class EpochBatches(EpochBatchIterator):
     def _get_iterator_for_epoch(
         self, epoch: int, shuffle: bool, fix_batches_to_gpus: bool = False, offset: int = 0
     ) -> Any:
-        if self.dataloader is not None:
-            self.epoch_batch_sampler.shuffle = shuffle
+        self.dataloader = None  # a new one for each epoch
         return super()._get_iterator_for_epoch(epoch, shuffle, self.fixed_to_devices, offset)
 
 
