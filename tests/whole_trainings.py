@@ -86,7 +86,8 @@ def train(data: Any, save_dir: Path, *flags: object, max_update: int = 0) -> See
         seen.sentences.append([int(i) for sample in samples if sample for i in sample["id"]])
         seen.rates.append(float(trainer.get_lr()))
         result = train_step(trainer, samples, *rest)
-        seen.parameters = {n: p.detach().clone() for n, p in trainer.get_model().named_parameters()}
+        trained = trainer.get_model().named_parameters()
+        seen.parameters = {name: p.detach().clone() for name, p in trained if p.requires_grad}
         return result
 
     Trainer.train_step = note
