@@ -164,7 +164,8 @@ def save_progress(save_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
             if "best" in now:
                 extra_state["patience"] = {"best": now["best"], "runs": now["num_runs"]}
         if scaler := loss_scaler(trainer):
-            extra_state["loss_scaler"] = dict(vars(scaler))
+            # its counts; the rest are options, which may be others next time
+            extra_state["loss_scaler"] = {n: count for n, count in vars(scaler).items() if n.startswith("_")}
         return save_checkpoint(trainer, filename, extra_state)
 
     return save
