@@ -17,7 +17,7 @@ setup(
     license_files=["LICENSE"],
     packages=find_packages(include=["moec_fairseq", "moec_fairseq.*"]),
     package_data={"moec_fairseq": ["py.typed"]},
-    entry_points={"console_scripts": ["moec-checkpoint=moec_fairseq.checkpoint.__main__:main"]},
+    entry_points={"console_scripts": ["moec=moec_fairseq.__main__:main"]},
     python_requires=">=3.10",
     install_requires=[
         # fairseq 0.12.2 does not import on Python 3.11; fairseq-fixed has the same import name and works there.
@@ -28,6 +28,7 @@ setup(
         'numpy>=1.21.3,<1.24; python_version < "3.11"',
         "torch>=1.13",
         "fairscale==0.4.13",
+        "filelock>=3.4",
         "lxml>=4.9",
         "matplotlib>=3.6",
         "polib>=1.2",

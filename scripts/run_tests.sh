@@ -10,7 +10,17 @@
 #   bash scripts/run_tests.sh tests/moe -k router
 #   bash scripts/run_tests.sh --numprocesses 0     # all tests in one process
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/start.sh" "$@"
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$root/scripts/ui.sh"
+environment=()
+case ${1:-} in
+  --help | -h) sed -n '2,/^set /{s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}"; exit ;;
+  --active-env) environment=(--active-env); shift ;;
+esac
+arguments=("$@")
+set --
+source "$root/scripts/env.sh" ${environment[@]+"${environment[@]}"}
 cd "$root"
 
 summary=()

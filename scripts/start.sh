@@ -1,16 +1,21 @@
 # shellcheck shell=bash
-# How a script begins: source scripts/start.sh "$@"
+# How a script begins and ends: source scripts/start.sh COMMAND "$@"
 #
-# Shows the usage for --help, makes the environment (the active one after --active-env), and leaves the other
-# arguments in the array `arguments`, the checkout in `root`.
+# Makes the environment (with --active-env: uses the active one), then runs moec COMMAND. --help needs no environment.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/scripts/ui.sh"
+command=$1
+shift
 environment=()
-case ${1:-} in
-  --help | -h) usage "${BASH_SOURCE[1]}"; exit ;;
-  --active-env) environment=(--active-env); shift ;;
-esac
+[[ ${1:-} != --active-env ]] || { environment=(--active-env); shift; }
 arguments=("$@")
+for argument; do
+  case $argument in
+    --help | -h) exec "$(command -v python3 || command -v python)" "$root/moec_fairseq/__main__.py" "$command" --help ;;
+  esac
+done
 set --
 source "$root/scripts/env.sh" ${environment[@]+"${environment[@]}"}
+export PYTHONWARNINGS=ignore # of libraries, about their own code
+exec python -m moec_fairseq "$command" ${arguments[@]+"${arguments[@]}"}

@@ -6,10 +6,6 @@ fail() { # fail SENTENCE: say it on stderr and stop
   exit 1
 }
 
-usage() { # usage SCRIPT: the comment at the top of SCRIPT
-  sed -n '2,/^set /{s/^# \{0,1\}//p;}' "$1"
-}
-
 duration() { # duration SECONDS: "42 s", "3 min 05 s"
   if (($1 < 60)); then printf '%d s' "$1"; else printf '%d min %02d s' $(($1 / 60)) $(($1 % 60)); fi
 }

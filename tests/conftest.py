@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from moec_fairseq.cli.locks import alone_with
+from moec_fairseq.util.files import alone_with
 
 ROOT = Path(__file__).resolve().parent.parent
 USER_DIR = ROOT / "moec_fairseq"
@@ -143,32 +143,22 @@ class Built:
     criterion: Any
 
     def batch(self, size: int = 8, seed: int = 0, min_length: int = 2) -> dict[str, Any]:
-        """Return a batch of random sentences of different lengths, as the translation task makes it."""
-        import torch
-        from fairseq.data import LanguagePairDataset
+        """Return a batch of random sentences of different lengths."""
+        from tests.batches import collate, random_pairs
 
-        random_ = random.Random(seed)
         dictionary = self.task.source_dictionary
-        lines = [" ".join(random_.choices(LETTERS, k=random_.randint(min_length, 9))) for _ in range(size)]
-        sources = [dictionary.encode_line(line, add_if_not_exist=False).long() for line in lines]
-        targets = [dictionary.encode_line(line[::-1], add_if_not_exist=False).long() for line in lines]
-        lengths = torch.tensor([len(s) for s in sources])
-        data = LanguagePairDataset(sources, lengths, dictionary, targets, lengths, dictionary, shuffle=False)
-        return data.collater([data[i] for i in range(size)])
+        return collate(dictionary, random_pairs(dictionary, seed, size, min_length))
 
 
 @pytest.fixture
 def build(tmp_path: Path) -> Callable[..., Built]:
     """Build task, model and criterion from the flags of fairseq-train, in this process."""
     from fairseq import options, tasks
-    from fairseq.data import Dictionary
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
-    dictionary = Dictionary()
-    for letter in LETTERS:
-        dictionary.add_symbol(letter)
-    for language in ("src", "tgt"):
-        dictionary.save(str(tmp_path / f"dict.{language}.txt"))
+    from tests.batches import write_dictionaries
+
+    write_dictionaries(tmp_path)
 
     def make(*flags: object, base: tuple[object, ...] = (*TINY, *CRITERION, *ADAM)) -> Built:
         arguments = [str(tmp_path), "-s", "src", "-t", "tgt", *map(str, base), "--max-tokens", "1000", *map(str, flags)]

@@ -1,6 +1,6 @@
-"""How fast the layer and the models are, against dense ones of the same active size and against other libraries."""
+"""Speed and memory of layer and models, compared with dense ones of the same active size and other libraries."""
 
 import logging
 
-# fairseq opens the root logger for everything; matplotlib then tells where it looks for fonts
+# fairseq sets the root logger to INFO; matplotlib would then log where it looks for fonts
 logging.getLogger("matplotlib").setLevel(logging.WARNING)

@@ -12,16 +12,16 @@ from fairscale.nn.moe import MOELayer, Top2Gate
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moec_fairseq.bench.timing import Contender
+from moec_fairseq.bench.measure import Contender
 from moec_fairseq.moe.clusters import ExpertClusters
 from moec_fairseq.moe.dispatch import LocalDispatcher
 from moec_fairseq.moe.expert_dropout import ExpertDropout
 from moec_fairseq.moe.experts import Experts
 from moec_fairseq.moe.layer import MoELayer
 from moec_fairseq.moe.losses import GateLoss, gate_statistics
-from moec_fairseq.moe.metrics import layer_sums, model_sums
-from moec_fairseq.moe.records import LayerRecord, RecordBook
 from moec_fairseq.moe.router import Router
+from moec_fairseq.moe.routing_metrics import layer_sums, model_sums
+from moec_fairseq.moe.routing_records import RoutingCollector, RoutingRecord
 
 GATE_LOSS_WEIGHT = 0.01
 
@@ -36,7 +36,7 @@ class Shape:
         tokens: tokens of the batch.
         device: ``cpu`` or ``cuda``.
         dtype: of parameters and input.
-        autocast: compute in bfloat16 by autocast.
+        autocast: whether to compute in bfloat16 by autocast.
     """
 
     dim: int
@@ -59,8 +59,8 @@ class DenseBlock(nn.Module):
         return x + self.fc2(F.relu(self.fc1(self.norm(x))))
 
 
-def router_losses(record: LayerRecord) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the gate loss and the figures of the log, as the criterion makes them for a model of one layer."""
+def router_losses(record: RoutingRecord) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the gate loss and the routing metrics, as the criterion computes them for a model of one layer."""
     statistics = gate_statistics(record)
     balance, variance = GateLoss()(statistics)
     sums = layer_sums(record, statistics, balance, variance)
@@ -69,14 +69,14 @@ def router_losses(record: LayerRecord) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def moec_layer(shape: Shape, experts: int) -> MoELayer:
-    """Return our layer, its experts no longer the identity."""
+    """Return our layer, with experts that are not the identity."""
     clusters = ExpertClusters(experts, max(1, experts // 8) if experts > 8 else min(2, experts))
     layer = MoELayer(
         Router(shape.dim, clusters),
         Experts(experts, shape.dim, shape.ffn_dim),
         LocalDispatcher(experts),
         ExpertDropout(),
-        book=RecordBook(),
+        collector=RoutingCollector(),
     )
     for block in layer.experts.sublayers:
         nn.init.normal_(block.get_parameter("w2_NDF"), std=0.02)
@@ -84,7 +84,7 @@ def moec_layer(shape: Shape, experts: int) -> MoELayer:
 
 
 def _with_gate_loss(layer: MoELayer, x: Tensor) -> tuple[Tensor, Tensor]:
-    with layer.book.open() as records:
+    with layer.collector.collect() as records:
         outputs = layer(x)
     return outputs, router_losses(records[0])[0]
 
@@ -112,7 +112,7 @@ def _train(layer: nn.Module, run: Callable[..., tuple[Tensor, Tensor]], shape: S
     device = torch.device(shape.device)
     layer = layer.to(device, shape.dtype)
     source = torch.Generator().manual_seed(1)
-    size = (shape.tokens // 4, 4, shape.dim)  # fairscale wants the first to be a multiple of the experts
+    size = (shape.tokens // 4, 4, shape.dim)  # fairscale needs the first to be a multiple of the number of experts
     x = torch.randn(size, generator=source).to(device, shape.dtype).requires_grad_()
     direction = torch.randn(size, generator=source).to(device, shape.dtype)
 
@@ -136,19 +136,19 @@ def dense(shape: Shape) -> Contender:
 
 
 def moec(shape: Shape, experts: int) -> Contender:
-    """Return our layer with router, losses and figures of the log."""
+    """Return our layer with router, losses and routing metrics."""
     torch.manual_seed(1)
     return _train(moec_layer(shape, experts), _with_gate_loss, shape)
 
 
 def fairscale(shape: Shape, experts: int) -> Contender:
-    """Return fairscale's MOELayer with its auxiliary loss (top-2: twice the products)."""
+    """Return fairscale's MOELayer with its auxiliary loss (top-2: twice the FLOPs)."""
     torch.manual_seed(1)
     return _train(fairscale_layer(shape, experts), _with_aux_loss, shape)
 
 
 def maker(contender: str, shape: Shape, experts: int) -> Callable[[], Contender]:
-    """Return what builds a contender, picklable."""
+    """Return a picklable function that builds a contender."""
     if contender == "dense":
         return partial(dense, shape)
     return partial({"moec": moec, "fairscale": fairscale}[contender], shape, experts)

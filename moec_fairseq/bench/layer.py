@@ -1,4 +1,4 @@
-"""The layer suite: ours against a dense block and against other libraries' layers."""
+"""The layer suite: our layer compared with a dense block and with fairscale's layer."""
 
 from dataclasses import replace
 from functools import partial
@@ -8,16 +8,15 @@ import torch
 from torch import Tensor
 
 from moec_fairseq.bench.contenders import Shape, maker, moec_layer, router_losses
-from moec_fairseq.bench.memory import with_peaks
-from moec_fairseq.bench.report import Row, Target, rows_of
+from moec_fairseq.bench.measure import Contender, interleave
+from moec_fairseq.bench.report import Row, Target, rows_of, with_peaks
 from moec_fairseq.bench.sizes import LayerSizes
-from moec_fairseq.bench.timing import Contender, interleave
 
 SUITE = "layer"
 
 
 def _compare(case: str, entries: list[tuple[str, Shape, int]], sizes: LayerSizes, memory: bool = False) -> list[Row]:
-    """Time (contender, shape, experts) against the first of them."""
+    """Time each (contender, shape, experts) relative to the first."""
     makers = {}
     meant = {}
     for contender, shape, experts in entries:
@@ -31,13 +30,13 @@ def _compare(case: str, entries: list[tuple[str, Shape, int]], sizes: LayerSizes
 
 
 def _parts(shape: Shape, experts: int, sizes: LayerSizes) -> list[Row]:
-    """Time the parts of the layer: what surrounds the experts, each alone, forward and backward."""
+    """Time the parts of the layer one by one, forward and backward."""
     torch.manual_seed(1)
     device = torch.device(shape.device)
     layer = moec_layer(shape, experts).to(device, shape.dtype)
     x_TD = torch.randn(shape.tokens, shape.dim, device=device, dtype=shape.dtype).requires_grad_()
-    in_play_S = torch.arange(experts, device=device)
-    with layer.book.open() as records:
+    active_ids_S = torch.arange(experts, device=device)
+    with layer.collector.collect() as records:
         layer(x_TD.unsqueeze(1))
     (record,) = records
     scores_TS = record.routing.scores_TS.detach().requires_grad_()
@@ -46,15 +45,15 @@ def _parts(shape: Shape, experts: int, sizes: LayerSizes) -> list[Row]:
     grouped_AD = dispatched.tokens_AD.requires_grad_()
 
     def whole() -> Tensor:
-        with layer.book.open() as own:
+        with layer.collector.collect() as own:
             outputs = layer(x_TD.unsqueeze(1))
         return outputs.sum() + router_losses(own[0])[0]
 
     def router() -> Tensor:
-        routing = layer.router(x_TD, in_play_S)
-        return routing.mix_T.sum() + routing.scores_TS.sum()
+        routing = layer.router(x_TD, active_ids_S)
+        return routing.gate_T.sum() + routing.scores_TS.sum()
 
-    def there_and_back() -> Tensor:
+    def dispatch_and_combine() -> Tensor:
         own = layer.dispatcher.dispatch(x_TD, record.routing.expert_T)
         return layer.dispatcher.combine(own.tokens_AD, own, shape.tokens).sum()
 
@@ -72,7 +71,7 @@ def _parts(shape: Shape, experts: int, sizes: LayerSizes) -> list[Row]:
         "whole layer": whole,
         "experts": experts_alone,
         "router": router,
-        "dispatch and combine": there_and_back,
+        "dispatch and combine": dispatch_and_combine,
         "losses and metrics": losses,
     }
     contenders = {name: Contender(part, lambda result: result.backward(), reset) for name, part in parts.items()}
@@ -82,7 +81,7 @@ def _parts(shape: Shape, experts: int, sizes: LayerSizes) -> list[Row]:
 
 
 def exponent(rows: list[Row], contender: str) -> float:
-    """Return b of time = a·tokensᵇ, fitted to the medians."""
+    """Return b in time = a·tokensᵇ, fitted to the medians."""
     own = [row for row in rows if row.contender == contender]
     tokens = np.log([row.tokens for row in own])
     seconds = np.log([np.median(row.times.total) for row in own])

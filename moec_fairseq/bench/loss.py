@@ -1,4 +1,4 @@
-"""The loss suite: label-smoothed cross-entropy from logits, ours against fairseq's."""
+"""The loss suite: label-smoothed cross-entropy from logits, compared with fairseq's."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,10 +7,9 @@ import torch
 from fairseq.criterions.label_smoothed_cross_entropy import label_smoothed_nll_loss
 from torch import Tensor
 
-from moec_fairseq.bench.memory import with_peaks
-from moec_fairseq.bench.report import Row, Target, rows_of
+from moec_fairseq.bench.measure import Contender, interleave
+from moec_fairseq.bench.report import Row, Target, rows_of, with_peaks
 from moec_fairseq.bench.sizes import LossSizes
-from moec_fairseq.bench.timing import Contender, interleave
 from moec_fairseq.criterions.likelihood import label_smoothed_losses
 
 SUITE = "loss"
@@ -44,7 +43,7 @@ def _contender(name: str, sizes: LossSizes, device: torch.device) -> Contender:
 
 
 def run(sizes: LossSizes, device: torch.device) -> tuple[list[Row], list[Target]]:
-    """Time both, and measure their memory beside the logits, which both are given."""
+    """Time both, and measure their memory in addition to the logits, which are given."""
     makers = {name: partial(_contender, name, sizes, device) for name in LOSSES}
     case = f"loss, {sizes.tokens} tokens, {sizes.vocabulary} words"
     contenders = {name: make() for name, make in makers.items()}

@@ -18,9 +18,9 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.trainer import Trainer
 
 import moec_fairseq
+from moec_fairseq.bench.measure import Contender, Times, interleave
 from moec_fairseq.bench.report import Row, Target, rows_of
 from moec_fairseq.bench.sizes import ModelSizes
-from moec_fairseq.bench.timing import Contender, Times, interleave
 
 DENSE = (
     "--moe-expert-count",
@@ -41,14 +41,14 @@ TRAINING = (
 
 
 def sparse(experts: int) -> tuple[str, ...]:
-    """Return the options of a MoEC model without expert dropout, so that all experts have work."""
+    """Return the options of a MoEC model without expert dropout, so that all experts are used."""
     clusters = max(1, experts // 8) if experts > 8 else max(1, experts // 2)
     return ("--moe-expert-count", f"{experts}", "--moec-cluster-count", f"{clusters}", "--moec-expert-dropout", "0")
 
 
 @dataclass(frozen=True)
 class Setup:
-    """A built model and what trains it."""
+    """A task, the trainer of its model, and batches."""
 
     task: Any
     trainer: Any
@@ -112,7 +112,7 @@ def build(folder: Path, flags: tuple[str, ...], sizes: ModelSizes, device: torch
 
 
 def train(sizes: ModelSizes, device: torch.device) -> tuple[list[Row], list[Target]]:
-    """Time training steps: forward, backward, clipping, optimizer; and the optimizer's share of them."""
+    """Time training steps (forward, backward, clipping, optimizer) and the optimizer's share of them."""
     few, many = sizes.experts
     flags = {
         "dense": DENSE,
@@ -127,7 +127,7 @@ def train(sizes: ModelSizes, device: torch.device) -> tuple[list[Row], list[Targ
     for name, setup in setups.items():
         _time_optimizer(setup.trainer, in_optimizer[name], device)
         contenders[name] = Contender(_step(setup))
-    case = f"{sizes.arch}, {sizes.max_tokens} tokens a batch"
+    case = f"{sizes.arch}, {sizes.max_tokens} tokens per batch"
     with _quiet():
         times = interleave(f"train {case}", contenders, sizes.repeats, sizes.warmup, device)
     tokens = setups["dense"].batches[0]["ntokens"]
@@ -168,7 +168,7 @@ def _time_optimizer(trainer: Any, seconds: list[float], device: torch.device) ->
 
 
 def generate(sizes: ModelSizes, device: torch.device) -> tuple[list[Row], list[Target]]:
-    """Time beam search with 5 hypotheses; all models write translations of the same length."""
+    """Time beam search with 5 hypotheses; all models produce translations of the same length."""
     few, many = sizes.experts
     flags = {"dense": DENSE, f"moec {few}": sparse(few), f"moec {many}": sparse(many)}
     search = {"beam": 5, "max_len_a": 0, "max_len_b": sizes.length, "min_len": sizes.length}
@@ -177,7 +177,7 @@ def generate(sizes: ModelSizes, device: torch.device) -> tuple[list[Row], list[T
         for name, own in flags.items():
             setup = build(Path(folder), own, sizes, device)
             model = setup.trainer.model.eval()
-            _give_experts_a_say(model)
+            _randomise_experts(model)
             data = _data(setup.task, sizes.sentences, sizes.length, seed=2)
             sample = data.collater([data[i] for i in range(len(data))])
             sample = setup.trainer._prepare_sample(sample)[0]
@@ -193,7 +193,7 @@ def generate(sizes: ModelSizes, device: torch.device) -> tuple[list[Row], list[T
     return rows, [Target(f"speed of beam search, {many} experts / dense", speed, 0.85, at_most=False)]
 
 
-def _give_experts_a_say(model: Any) -> None:
+def _randomise_experts(model: Any) -> None:
     """New experts are the identity; trained ones are not."""
     for layer in model.moe_layers:
         for block in layer.experts.sublayers:

@@ -1,18 +1,19 @@
-"""What a benchmark found: rows, a table of them, targets, a JSON file."""
+"""Results of a benchmark: rows, tables, targets, a JSON file."""
 
 import os
 import platform
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
 import torch
+from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from moec_fairseq.bench.timing import Ratio, Times, ratio
-from moec_fairseq.corpus import output
+from moec_fairseq.bench.measure import Contender, Ratio, Times, peak, ratio
+from moec_fairseq.util import files
 
 PACKAGES = ("moec-fairseq", "torch", "fairscale", "numpy", "sentencepiece")
 
@@ -24,14 +25,14 @@ class Row:
     Attributes:
         suite: ``layer``, ``loss``, ``train``, ``generate``, ``prepare`` or ``clean``.
         case: what is measured, the same for all contenders that are compared.
-        contender: who is measured.
-        experts: experts of a layer, 0 where there are none.
-        tokens: tokens (prepare: sentence pairs) that one repeat works on.
+        contender: name of the contender.
+        experts: experts per layer, 0 if there are none.
+        tokens: tokens (prepare, clean: sentence pairs) processed in one repeat.
         times: seconds of each repeat.
-        baseline: contender that the ratio compares with.
-        time_ratio: time of this one / time of the baseline, paired by round.
-        process_bytes: extra peak memory of the process; None where it was not measured.
-        torch_bytes: extra peak memory by torch's own account; None where it was not measured.
+        baseline: the contender that times are compared with.
+        time_ratio: time of this contender / time of the baseline, paired by round.
+        process_bytes: additional peak memory of the process; None if not measured.
+        torch_bytes: additional peak memory allocated by torch; None if not measured.
     """
 
     suite: str
@@ -48,13 +49,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Target:
-    """A figure that this project wants to reach.
+    """A value that this project aims for.
 
     Attributes:
         what: what is compared with what.
-        value: the measured figure.
-        bound: what it should be.
-        at_most: whether the bound is an upper one.
+        value: the measured value.
+        bound: the value to reach.
+        at_most: whether the bound is an upper bound.
     """
 
     what: str
@@ -64,7 +65,7 @@ class Target:
 
     @property
     def reached(self) -> bool:
-        """Whether the figure is within its bound."""
+        """Whether the value is within its bound."""
         return self.value <= self.bound if self.at_most else self.value >= self.bound
 
 
@@ -86,7 +87,7 @@ def _processor() -> str:
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """Describe what the figures depend on."""
+    """Describe what the results depend on."""
     fairseq = "fairseq-fixed" if platform.python_version_tuple() >= ("3", "11") else "fairseq"
     allocator = {key: value for key, value in os.environ.items() if key.startswith(("MALLOC_", "THP_", "GLIBC_"))}
     return {
@@ -137,6 +138,71 @@ def target_table(targets: Iterable[Target]) -> str:
 
 def write_json(path: Path, about: dict[str, str], rows: Iterable[Row], targets: Iterable[Target]) -> None:
     """Write everything that was measured, every repeat."""
-    output.write_json(
+    files.write_json(
         path, {"machine": about, "rows": [asdict(r) for r in rows], "targets": [asdict(t) for t in targets]}
     )
+
+
+def with_peaks(rows: Sequence[Row], makers: Mapping[str, Callable[[], Contender]], device: torch.device) -> list[Row]:
+    """Add to the rows the memory used by the ``makers`` of the same names."""
+    peaks = {name: peak(make, device) for name, make in makers.items()}
+    return [
+        replace(row, process_bytes=peaks[row.contender].process, torch_bytes=peaks[row.contender].torch) for row in rows
+    ]
+
+
+# line -> x -> y
+Points = dict[str, dict[float, float]]
+
+
+def _points(
+    rows: Iterable[Row], line: Callable[[Row], str], x: Callable[[Row], float], y: Callable[[Row], float]
+) -> Points:
+    points: Points = {}
+    for row in rows:
+        points.setdefault(line(row), {})[x(row)] = y(row)
+    return {name: dict(sorted(own.items())) for name, own in points.items() if len(own) > 1}
+
+
+def _kind(row: Row) -> str:
+    return row.contender.split()[0]
+
+
+def _plain(row: Row) -> bool:
+    """Whether the row is of a layer in float32."""
+    return row.contender in ("dense", f"{_kind(row)} {row.experts}") and row.case != "bfloat16"
+
+
+def _seconds(row: Row) -> float:
+    return median(row.times.total)
+
+
+def _at_tokens(row: Row) -> str:
+    return f"{_kind(row)}, {row.tokens} tokens"
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """Draw the rows of the layer suite into ``path`` (PNG)."""
+    layers = [row for row in rows if row.suite == "layer" and _plain(row)]
+    sparse = [row for row in layers if row.experts]
+    peaks = [row for row in sparse if row.torch_bytes is not None]
+    panels = {
+        "time against experts": ("experts", "seconds", _points(sparse, _at_tokens, lambda row: row.experts, _seconds)),
+        "time against tokens": (
+            "tokens", "seconds", _points(layers, lambda row: row.contender, lambda row: row.tokens, _seconds),
+        ),
+        "extra peak memory against experts": (
+            "experts", "MiB",
+            _points(peaks, _at_tokens, lambda row: row.experts, lambda row: (row.torch_bytes or 0) / 2**20),
+        ),
+    }  # fmt: skip
+    figure = Figure(figsize=(15, 4.5), layout="constrained")
+    for axes, title in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        x_label, y_label, points = panels[title]
+        for name, own in points.items():
+            axes.plot(list(own), list(own.values()), marker="o", label=name)
+        axes.set(title=title, xlabel=x_label, ylabel=y_label, xscale="log", yscale="log")
+        axes.grid(alpha=0.3)
+        if points:
+            axes.legend(fontsize="small")
+    figure.savefig(path, dpi=120, format="png")

@@ -1,11 +1,11 @@
-"""How much the benchmark measures: the published sizes, or small ones that only show that it runs."""
+"""Sizes of the benchmark: the published ones, or small ones that only show that it runs."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class LayerSizes:
-    """Sizes of the layer suite; ``experts`` are a few, many, and most."""
+    """Sizes of the layer suite; ``experts`` are three increasing numbers of experts."""
 
     dim: int = 512
     ffn_dim: int = 2048

@@ -1,1 +1,1 @@
-"""Tools for checkpoints whose experts are spread over ranks: merge, reshard, average, describe."""
+"""Checkpoints whose experts are spread over ranks: names, content, files that belong together, tools."""

@@ -1,105 +1,189 @@
-"""Workarounds for checkpoints: safe loading, and files of several ranks that belong together."""
+"""How fairseq saves and loads: whole files, those of all ranks of one update, and what a process must not inherit.
 
-import argparse
+Every rank writes NAME.pt.tmp; when all have, all rename. A rank that is killed between the renames of two others finds
+its file complete under its temporary name, and renames it before it resumes.
+"""
+
+import logging
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+import torch.distributed as dist
 from fairseq import checkpoint_utils
+from fairseq.data.iterators import EpochBatchIterator
+from fairseq.file_io import PathManager
+from fairseq.logging import progress_bar
 from fairseq.utils import apply_to_sample
-from omegaconf import open_dict
 
-from moec_fairseq.checkpoint import settings
-from moec_fairseq.checkpoint.assemble import assemble
-from moec_fairseq.checkpoint.files import Files, check_processes, find_files
-from moec_fairseq.checkpoint.loading import load_if_whole
-from moec_fairseq.checkpoint.shards import open_checkpoint, shard_of
-from moec_fairseq.checkpoint.together import check_one_update, finish_renaming, of_all_ranks, whole_files
+from moec_fairseq.checkpoint import state as contents
+from moec_fairseq.checkpoint.names import Files, check_processes, find_files
+from moec_fairseq.checkpoint.sharded import assemble, open_checkpoint, shard_of
+from moec_fairseq.checkpoint.state import load_if_readable
+
+TEMPORARY = ".tmp"  # as fairseq adds it
+
+_save_checkpoint = checkpoint_utils.save_checkpoint
+_load_checkpoint = checkpoint_utils.load_checkpoint
+_load_models = checkpoint_utils.load_model_ensemble_and_task
 
 
-def allow_fairseq_checkpoints() -> None:
-    """Let torch's safe loader read fairseq checkpoints.
+def save_whole(cfg: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
+    """Let a checkpoint replace the one before when it is whole, and on all ranks together.
 
-    Reason: a fairseq checkpoint holds an ``argparse.Namespace``, and after ``--eval-bleu`` numpy arrays; torch ≥ 2.6
-    loads with ``weights_only=True`` and refuses them. Naming these keeps loading safe, where ``weights_only=False``
-    would let a checkpoint run code.
+    Reason: fairseq writes a file safely, but then copies it over ``checkpoint_last.pt`` in place: a training killed in
+    between has lost both. And each rank that saves experts renames its own file when it is written; a training killed
+    in between would resume from two different updates, and hang at the end.
     """
-    add_safe_globals = getattr(torch.serialization, "add_safe_globals", None)  # torch < 2.5 has none and needs none
-    if add_safe_globals is not None:
-        # the functions that numpy's pickles name have moved between its versions
-        array, scalar = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
-        dtypes = {type(np.dtype(code)) for code in "?bhilqBHILQefd"}
-        add_safe_globals([argparse.Namespace, array, scalar, np.ndarray, np.dtype, *dtypes])
+    with replacing_whole(on_every_rank=trainer.shares_experts):
+        return _save_checkpoint(cfg, trainer, *args, **kwargs)
 
 
-def save_on_every_rank(config: Any) -> None:
-    """Make every rank write and read a file of its own, NAME-rank-R.pt.
+class _CopyWhole(PathManager):
+    """What fairseq uses to write checkpoints; a copy gets its name when it is whole."""
 
-    Reason: fairseq does so for models with ``base_layers`` only, and names the files before it knows the model's
-    defaults (fairseq-hydra-train); with one file for all, the experts of all ranks but one would be lost.
+    @classmethod
+    def copy(cls, src_path: str, dst_path: str, overwrite: bool = False) -> bool:
+        PathManager.copy(src_path, dst_path + TEMPORARY, overwrite=True)
+        cls.rename(dst_path + TEMPORARY, dst_path)
+        return True
+
+
+class _RenameTogether(_CopyWhole):
+    """Also waits for all ranks before a file gets its name."""
+
+    @staticmethod
+    def rename(src: str, dst: str) -> None:
+        dist.barrier()
+        PathManager.rename(src, dst)
+
+
+@contextmanager
+def replacing_whole(on_every_rank: bool) -> Iterator[None]:
+    """Let fairseq replace a checkpoint, in this context, by one that is whole.
+
+    Args:
+        on_every_rank: all ranks write files of their own, which are to appear together.
     """
-    with open_dict(config):
-        config.model.base_layers = config.distributed_training.distributed_world_size
-        suffix = f"-rank-{config.distributed_training.distributed_rank}"
-        if not config.checkpoint.checkpoint_suffix.endswith(suffix):
-            config.checkpoint.checkpoint_suffix += suffix
+    checkpoint_utils.PathManager = _RenameTogether if on_every_rank else _CopyWhole
+    try:
+        yield
+    finally:
+        checkpoint_utils.PathManager = PathManager
 
 
-def save_whole(save_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a checkpoint take the place of the one before when it is whole, and on all ranks together.
+def load_together(cfg: Any, trainer: Any, **kwargs: Any) -> Any:
+    """Make all ranks resume from the same update, with their own experts, as if the training had never stopped.
 
-    Reason: fairseq writes a file safely, but then copies it over ``checkpoint_last.pt`` in place: who is killed in
-    between has lost both. And each rank that saves experts renames its own when it is written; a training killed in
-    between would go on from two different updates, and hang at the end.
+    Reason: fairseq loads what each rank finds (see ``save_whole``), and starts over where it finds nothing: without a
+    word also when the number of processes, and with it the names of the files, has changed, or when the file of
+    ``--restore-file`` does not exist. It loads the file of ``--finetune-from-model`` on every rank, whosever experts it
+    holds. For what it forgets, see ``MoECTrainer.resume``.
     """
-
-    @wraps(save_checkpoint)
-    def save(cfg: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
-        with whole_files(on_every_rank=trainer.shares_experts):
-            return save_checkpoint(cfg, trainer, *args, **kwargs)
-
-    return save
-
-
-def load_together(load_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
-    """Make sure that all ranks go on from the same update, and with their own experts.
-
-    Reason: fairseq loads what each rank finds (see ``save_whole``), and begins anew where it finds nothing: without a
-    word, too, when the number of processes, and with it the names of the files, has changed, or when the file of
-    ``--restore-file`` is not there. The file of ``--finetune-from-model`` it loads on every rank, whosever experts it
-    holds.
-    """
-
-    @wraps(load_checkpoint)
-    def load(cfg: Any, trainer: Any, **kwargs: Any) -> Any:
-        folder, suffix = Path(cfg.save_dir), trainer.checkpoint_suffix
-        last = folder / f"checkpoint_last{suffix}.pt"
-        if cfg.restore_file == "checkpoint_last.pt":
-            if trainer.shares_experts:
-                check_processes(last, trainer.cfg.distributed_training.distributed_world_size)
-                finish_renaming(folder, suffix)
-                check_one_update(last)
-            else:
-                check_processes(last, 1)
-            named = None if last.is_file() else cfg.finetune_from_model
+    forget_other_trainings(trainer)
+    folder, suffix = Path(cfg.save_dir), trainer.checkpoint_suffix
+    last = folder / f"checkpoint_last{suffix}.pt"
+    named = cfg.restore_file
+    if named == "checkpoint_last.pt":
+        if trainer.shares_experts:
+            check_processes(last, trainer.cfg.distributed_training.distributed_world_size)
+            finish_renaming(folder, suffix)
+            check_one_update(last)
         else:
-            named = cfg.restore_file
-        if named is None or not hasattr(trainer.task, "moec_model"):
-            return load_checkpoint(cfg, trainer, **kwargs)
+            check_processes(last, 1)
+        named = None if last.is_file() else cfg.finetune_from_model
+    if named is None or not trainer.is_moec:
+        extra_state, batches = _load_checkpoint(cfg, trainer, **kwargs)
+    else:
         files = find_files(Path(named))
         cfg = deepcopy(cfg)
         if cfg.finetune_from_model is not None:
-            cfg.finetune_from_model = str(next(iter(files.ranks.values())))  # fairseq wants to see that it is there
+            cfg.finetune_from_model = str(next(iter(files.ranks.values())))  # fairseq checks that it exists
         with own_experts(trainer, files, optimizer=named == cfg.restore_file and not cfg.reset_optimizer):
-            return load_checkpoint(cfg, trainer, **kwargs)
+            extra_state, batches = _load_checkpoint(cfg, trainer, **kwargs)
+    resets = (cfg.reset_optimizer, cfg.reset_lr_scheduler, cfg.reset_dataloader, cfg.reset_meters)
+    if trainer.get_num_updates() > 0 and not any(resets):
+        trainer.resume(extra_state)
+    return extra_state, batches
 
-    return load
+
+def forget_other_trainings(trainer: Any) -> None:
+    """Forget what earlier trainings of this process (a sweep of ``fairseq-hydra-train -m``) have left to the next.
+
+    Reason: fairseq keeps the best validation loss and patience in attributes of functions, TensorBoard's files by the
+    part of the data alone, and log files forever: the second job of a sweep would write no ``checkpoint_best.pt`` while
+    it is worse than the first, and its logs into the folders of the first.
+    """
+    vars(checkpoint_utils.save_checkpoint).pop("best", None)
+    trainer.early_stopping.clear()
+    for writer in progress_bar._tensorboard_writers.values():
+        writer.close()
+    progress_bar._tensorboard_writers.clear()
+    logger, own = logging.getLogger("fairseq_cli.train"), trainer.cfg.common.log_file
+    for handler in [h for h in logger.handlers if isinstance(h, logging.FileHandler)]:
+        if own is None or Path(handler.baseFilename) != Path(own).absolute():
+            logger.removeHandler(handler)
+            handler.close()
+
+
+def finish_renaming(folder: Path, suffix: str) -> None:
+    """Bring the checkpoints of a folder to one update on all ranks; all must call this.
+
+    Args:
+        folder: where this rank saves.
+        suffix: what is added to the names of this rank's files.
+    """
+    own = {path.name.removesuffix(f"{suffix}.pt{TEMPORARY}") for path in folder.glob(f"*{suffix}.pt{TEMPORARY}")}
+    for name in sorted(set().union(*of_all_ranks(own))):
+        path = folder / f"{name}{suffix}.pt"
+        here = num_updates(path)
+        updates = of_all_ranks(here)
+        part = path.with_name(path.name + TEMPORARY)
+        newest = max((u for u in updates if u is not None), default=None)
+        if here != newest and num_updates(part) == newest:
+            part.replace(path)
+        dist.barrier()
+        part.unlink(missing_ok=True)
+
+
+def check_one_update(path: Path) -> None:
+    """Check that all ranks are about to load the same moment of a training; all must call this.
+
+    Args:
+        path: the file of this rank; all or none may be missing.
+
+    Raises:
+        ValueError: they are not; says which rank has what.
+    """
+    updates = of_all_ranks(num_updates(path))
+    if len(set(updates)) > 1:
+        files = of_all_ranks(str(path))
+        have = ", ".join(
+            f"{file} {'is missing or cannot be read' if update is None else f'is of update {update}'}"
+            for file, update in zip(files, updates, strict=True)
+        )
+        raise ValueError(
+            f"the files to resume from are not of one checkpoint: {have}; give --restore-file with the name of another "
+            "checkpoint, remove these to start over, or, if the number of processes has changed, make files for it "
+            "with moec checkpoint reshard."
+        )
+
+
+def num_updates(path: Path) -> int | None:
+    """Return the updates of a checkpoint; None for a file that is missing or cannot be read."""
+    state = load_if_readable(path)
+    return None if state is None else contents.num_updates(state)
+
+
+def of_all_ranks(value: Any) -> list[Any]:
+    """Return the values of all ranks, by rank; all must call this."""
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 @contextmanager
@@ -112,39 +196,35 @@ def own_experts(trainer: Any, files: Files, optimizer: bool) -> Iterator[None]:
         optimizer: whether the optimizer's state is wanted, too.
 
     Raises:
-        ValueError: the files do not fit together, or are of another number of experts.
+        ValueError: the files do not belong together, or have another number of experts.
     """
     distributed = trainer.cfg.distributed_training
     rank, world_size = (
         (distributed.distributed_rank, distributed.distributed_world_size) if trainer.shares_experts else (0, 1)
     )
     own = files.ranks.get(rank)
-    state = load_if_whole(own) if own is not None and files.sharded == (world_size > 1) else None
-    fits = state is not None and (world_size == 1 or settings.trained_world_size(state) == world_size)
+    state = load_if_readable(own) if own is not None and files.sharded == (world_size > 1) else None
+    fits = state is not None and (world_size == 1 or contents.trained_world_size(state) == world_size)
     if trainer.shares_experts:
         fits = all(of_all_ranks(fits))
     if not fits:
         source = open_checkpoint(files.path if files.sharded else files.ranks[0], optimizer)
         shard = shard_of(source.num_experts, world_size, rank)
         state = assemble(source, shard.experts)
-        settings.set_rank(state, shard, len(source.ranks))
+        contents.set_rank(state, shard, len(source.ranks))
         own = source.ranks[0]
     assert state is not None and own is not None
-    saved = settings.num_experts(state)
+    saved = contents.num_experts(state)
     for layer in trainer.task.moec_model.moe_layers[:1]:
         if saved != (wanted := layer.router.clusters.num_experts):
             raise ValueError(
-                f"{files.path} has {saved} experts in a layer, but the model that is trained {wanted}; give "
+                f"{files.path} has {saved} experts in a layer, but the model to be trained {wanted}; give "
                 f"--moe-expert-count {saved} (model.moe_expert_count), or another checkpoint."
             )
     if trainer.shares_experts and fits:
         check_one_update(own)
-
-    def load(_: str, *args: Any, **kwargs: Any) -> Any:
-        return type(trainer).load_checkpoint(trainer, str(own), *args, **kwargs)
-
     read = checkpoint_utils.load_checkpoint_to_cpu
-    trainer.load_checkpoint = load
+    trainer.source = own
     if not fits:
         # apart from the files, in which torch leaves tensors until they are used
         checkpoint_utils.load_checkpoint_to_cpu = lambda *_, **__: apply_to_sample(torch.clone, state)
@@ -152,43 +232,56 @@ def own_experts(trainer: Any, files: Files, optimizer: bool) -> Iterator[None]:
         yield
     finally:
         checkpoint_utils.load_checkpoint_to_cpu = read
-        del trainer.load_checkpoint
+        trainer.source = None
 
 
-def keep_crashes_apart(save_checkpoint: Callable[..., None]) -> Callable[..., None]:
-    """Give every rank its own ``crash.pt``.
+class EpochBatches(EpochBatchIterator):
+    """fairseq's batches of all epochs, in the order of the undisturbed training.
 
-    Reason: fairseq writes it when gradients are not finite. Ranks that save experts would all write the same file, and
-    fail with a FileNotFoundError instead of saying what is wrong.
+    Reason: fairseq keeps the data loader of the first epoch of a process, and with it whether that epoch was shuffled:
+    after ``--curriculum`` no later epoch is, unless the training was restarted meanwhile. fairseq 0.12.2 keeps its
+    batches, too, in one order for all epochs, and without those that a resumed training has seen before. And
+    ``--fix-batches-to-gpus`` is forgotten in the epoch in which a training resumes.
     """
 
-    @wraps(save_checkpoint)
-    def save(trainer: Any, filename: str, extra_state: dict[str, Any]) -> None:
-        if trainer.shares_experts and filename.endswith("crash.pt"):
-            filename = filename.removesuffix(".pt") + trainer.checkpoint_suffix + ".pt"
-        save_checkpoint(trainer, filename, extra_state)
+    fixed_to_devices = False
 
-    return save
+    def next_epoch_itr(
+        self, shuffle: bool = True, fix_batches_to_gpus: bool = False, set_dataset_epoch: bool = True
+    ) -> Any:
+        """Return the batches of the next epoch."""
+        self.fixed_to_devices = fix_batches_to_gpus
+        return super().next_epoch_itr(shuffle, fix_batches_to_gpus, set_dataset_epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position in the epoch."""
+        return super().state_dict() | {"fix_batches_to_gpus": self.fixed_to_devices}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue at the position of another one."""
+        self.fixed_to_devices = state_dict.get("fix_batches_to_gpus", False)
+        super().load_state_dict(state_dict)
+
+    def _get_iterator_for_epoch(
+        self, epoch: int, shuffle: bool, fix_batches_to_gpus: bool = False, offset: int = 0
+    ) -> Any:
+        self.dataloader = None  # a new one for each epoch
+        return super()._get_iterator_for_epoch(epoch, shuffle, self.fixed_to_devices, offset)
 
 
-def point_to_merge(load_models: Callable[..., Any]) -> Callable[..., Any]:
-    """Say how to make one file of those of ranks, where these are given to a command that takes one.
+def point_to_merge(filenames: Any, *args: Any, **kwargs: Any) -> Any:
+    """Load models; where files of ranks are given to a command that takes one file, say how to make one of them.
 
-    Reason: of a training on several processes there is no NAME.pt, which fairseq-generate, -interactive, -validate and
-    the hub do not find; and the shapes in a file of one rank, which has some of the experts only, do not fit.
+    Reason: a training on several processes leaves no NAME.pt, so that fairseq-generate, -interactive, -validate and
+    the hub do not find it; and the shapes in the file of one rank, which has some of the experts only, do not fit.
     """
-
-    @wraps(load_models)
-    def load(filenames: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return load_models(filenames, *args, **kwargs)
-        except Exception as error:
-            for path in map(Path, filenames):
-                if advice := _how_to_merge(path):
-                    raise ValueError(f"{path} {advice}") from error
-            raise
-
-    return load
+    try:
+        return _load_models(filenames, *args, **kwargs)
+    except Exception as error:
+        for path in map(Path, filenames):
+            if advice := _how_to_merge(path):
+                raise ValueError(f"{path} {advice}") from error
+        raise
 
 
 def _how_to_merge(path: Path) -> str:
@@ -198,10 +291,13 @@ def _how_to_merge(path: Path) -> str:
     except ValueError:  # there is nothing of this name
         return ""
     if not files.sharded:
-        state = load_if_whole(path) or {"cfg": {}}
-        if not settings.suffix(state) or settings.num_experts(state) < 2:
+        state = load_if_readable(path) or {"cfg": {}}
+        if not contents.suffix(state) or contents.num_experts(state) < 2:
             return ""
-        return "holds the experts of one process of its training; moec-checkpoint merge makes one file of those of all"
+        return (
+            "holds the experts of one process of its training; moec checkpoint merge makes one file of those of all "
+            "processes"
+        )
     merged = files.path.with_name(f"{files.path.stem}-merged.pt")
-    command = shlex.join(["moec-checkpoint", "merge", str(path), "--out", str(merged)])
-    return f"is there in a file for each process of its training; make one of them, and give that: {command}"
+    command = shlex.join(["moec", "checkpoint", "merge", str(path), "--out", str(merged)])
+    return f"consists of one file for each process of its training; merge them, and give the result: {command}"

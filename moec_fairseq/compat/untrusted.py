@@ -1,7 +1,7 @@
-"""Workarounds for files of others: no checkpoint, data or archive runs code, or chooses what is written.
+"""Files of others: no checkpoint, data or archive runs code, or chooses what is written.
 
-Torch's safe loader (see ``allow_fairseq_checkpoints``) keeps code out of a checkpoint's pickle; these keep it out of
-its texts, which fairseq takes for its own.
+Torch's safe loader (see ``versions.allow_fairseq_checkpoints``) keeps code out of a checkpoint's pickle; these keep it
+out of its texts, which fairseq trusts as its own.
 """
 
 import ast
@@ -11,41 +11,45 @@ import sys
 import tarfile
 import traceback
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping
-from functools import wraps
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 from typing import Any
 
+from fairseq import checkpoint_utils
+from fairseq.data import FastaDataset
 from fairseq.dataclass import FairseqDataclass
 from omegaconf import DictConfig, OmegaConf
 
-from moec_fairseq.checkpoint.loading import readable
+from moec_fairseq.checkpoint.state import readable, rename_in_checkpoint
 
 LONGEST = 10_000  # items of a list that is written as a product; fairseq's longest has 20
-# what imports, writes or runs something as soon as fairseq takes the configuration of a checkpoint for its own
+# what imports, writes or runs something as soon as fairseq applies the configuration of a checkpoint
 NOT_OF_A_FILE = ("user_dir", "save_predictions", "tensorboard_logdir", "post_save_script")
 
+_load_checkpoint_to_cpu = checkpoint_utils.load_checkpoint_to_cpu
+_build_index = FastaDataset._build_index
 
-def evaluate_literals_only() -> None:
-    """Let no module of fairseq evaluate Python.
+
+def modules_of_fairseq(with_ast: bool = False) -> set[ModuleType]:
+    """Return fairseq's modules, of which none is to evaluate Python.
 
     Reason: fairseq calls ``eval`` on options (``encoder_xformers_att_config``, ``adam_betas``, ``encoder_layers`` of
-    convolutional models, …), and on lines of data; those of a checkpoint come from whoever has made it. A module's own
-    ``eval`` is found before Python's by all of its functions, whoever has imported them.
+    convolutional models, …), and on lines of data; those of a checkpoint come from whoever made it. All functions of a
+    module find its own ``eval`` before Python's, wherever they are called.
+
+    Args:
+        with_ast: only those that use ``ast.literal_eval``, which does not say what it was given.
     """
-    for name, module in list(sys.modules.items()):
-        if module is not None and name.partition(".")[0] == "fairseq":
-            vars(module)["eval"] = literal
-            if getattr(module, "ast", None) is ast:  # for its literal_eval, which does not say what it was given
-                vars(module)["ast"] = SimpleNamespace(literal_eval=literal)
+    loaded = {module for name, module in sys.modules.items() if name.partition(".")[0] == "fairseq"}
+    return {module for module in loaded if not with_ast or getattr(module, "ast", None) is ast}
 
 
 def literal(text: Any) -> Any:
     """Return the value of a literal, or of lists that are repeated and joined: ``[(512, 3)] * 4 + [(768, 3)]``.
 
     Raises:
-        TypeError: it is no text, as of Python's ``eval``, which fairseq relies on.
+        TypeError: it is not text, as Python's ``eval`` says, too; fairseq relies on that.
         ValueError: it is anything else.
     """
     if not isinstance(text, str):
@@ -57,6 +61,12 @@ def literal(text: Any) -> Any:
             f"{_option(text)} is {text!r:.200}, which is not evaluated, as it could be any code; "
             "give numbers, quoted texts, True, False, None, or lists, tuples and dicts of these"
         ) from None
+
+
+class Literals:
+    """What fairseq uses of Python's ``ast``."""
+
+    literal_eval = staticmethod(literal)
 
 
 def _value(node: ast.expr) -> Any:
@@ -92,40 +102,33 @@ def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, values
 
 
-def load_without_orders(load_checkpoint_to_cpu: Callable[..., Any]) -> Callable[..., Any]:
-    """Load a checkpoint without what its training was told to import, to run and to write; refuse code in a sentence.
+def load_without_orders(path: str, arg_overrides: dict[str, Any] | None = None, *args: Any, **kwargs: Any) -> Any:
+    """Load a checkpoint without what its training was told to import, run and write; refuse code in one sentence.
 
     Reason: fairseq builds the task and the criterion of a checkpoint as they were in its training, down to a file of
-    predictions that the criterion ``sentence_ranking`` overwrites. Of a file with code, torch says on half a page, of
-    which the advice to run it stands out.
+    predictions that the criterion ``sentence_ranking`` overwrites. If a file contains code, torch takes half a page to
+    say so, from which its advice to run the code stands out.
     """
-
-    @wraps(load_checkpoint_to_cpu)
-    def load(path: str, arg_overrides: dict[str, Any] | None = None, *args: Any, **kwargs: Any) -> Any:
-        with readable(Path(path)):
-            return load_checkpoint_to_cpu(path, dict.fromkeys(NOT_OF_A_FILE) | (arg_overrides or {}), *args, **kwargs)
-
-    return load
+    with readable(Path(path)):
+        overrides = dict.fromkeys(NOT_OF_A_FILE) | (arg_overrides or {})
+        state = _load_checkpoint_to_cpu(path, overrides, *args, **kwargs)
+    rename_in_checkpoint(state)
+    return state
 
 
-def quote_for_shell(build_index: Callable[..., Any]) -> Callable[..., Any]:
+def quote_for_shell(dataset: Any, path: str) -> Any:
     """Hand the name of a FASTA file to the shell as one word.
 
-    Reason: fairseq lets a shell count the lines of data that it finds in this format, wherever it may be asked for
-    others, and a checkpoint's folder and languages are part of the file's name.
+    Reason: fairseq lets a shell count the lines of data in this format, and looks for it wherever it looks for data;
+    the folder and languages that a checkpoint names are part of the file's name.
     """
-
-    @wraps(build_index)
-    def build(dataset: Any, path: str) -> Any:
-        return build_index(dataset, shlex.quote(path))  # fairseq adds .fasta, which the quotes do not need to hold
-
-    return build
+    return _build_index(dataset, shlex.quote(path))  # fairseq adds .fasta, which needs no quotes
 
 
 class InsideTarFile(tarfile.TarFile):
     """An archive that is unpacked into its folder, and nowhere else.
 
-    Reason: fairseq's ``from_pretrained`` unpacks archives wherever their members ask for, and then moves the folder
+    Reason: fairseq's ``from_pretrained`` unpacks archives to wherever their members ask for, and then moves the folder
     that they have in common, which may be one of the user's, to its cache.
     """
 

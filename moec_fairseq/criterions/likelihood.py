@@ -1,4 +1,4 @@
-"""Negative log-likelihoods straight from the logits."""
+"""Negative log-likelihoods computed directly from the logits."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,23 +8,23 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-BLOCK_CPU = 1 << 20  # logits that are worked on at a time: 4 MiB of float32, which stay in the cache
-BLOCK = 1 << 24  # on other devices, where few large steps are better than many small ones
+BLOCK_CPU = 1 << 20  # logits processed at a time: 4 MiB of float32, which stay in the cache
+BLOCK = 1 << 24  # on other devices, where few large steps are faster than many small ones
 
 
 def _blocks(logits_TV: Tensor) -> Iterator[slice]:
-    """Yield which tokens are worked on at a time."""
+    """Yield the slices of tokens that are processed at a time."""
     tokens, vocabulary = logits_TV.shape
     size = max(1, (BLOCK_CPU if logits_TV.device.type == "cpu" else BLOCK) // vocabulary)
     return (slice(start, start + size) for start in range(0, tokens, size))
 
 
 class NegativeLogLikelihood(torch.autograd.Function):
-    """Negative log-likelihood of each token's target, and the sum of those of the whole vocabulary, for smoothing.
+    """Negative log-likelihood of each token's target, and its sum over the whole vocabulary, for smoothing.
 
-    Autograd through ``log_softmax`` keeps the log-probabilities, a tensor as large as the logits, and makes three more
-    of that size on the way back: one for the target, one for the sum, one for both. Here nothing but the logits is
-    kept, and nothing but their gradient is made.
+    Autograd through ``log_softmax`` keeps the log-probabilities, a tensor as large as the logits, and allocates three
+    more of that size in the backward pass: for the target, for the sum, and for both. Here only the logits are kept,
+    and only their gradient is allocated.
     """
 
     @staticmethod
@@ -33,8 +33,8 @@ class NegativeLogLikelihood(torch.autograd.Function):
 
         Args:
             ctx: autograd's.
-            logits_TV: scores of the vocabulary for each token.
-            target_T: index of the right word.
+            logits_TV: logits of the vocabulary for each token.
+            target_T: index of the correct subword.
         """
         dtype = torch.promote_types(logits_TV.dtype, torch.float32)
         nll_T, smooth_T = (logits_TV.new_empty(len(target_T), dtype=dtype) for _ in range(2))
@@ -63,17 +63,17 @@ class NegativeLogLikelihood(torch.autograd.Function):
 def label_smoothed_losses(
     logits_TV: Tensor, target_T: Tensor, epsilon: float, padding: int, reduce: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Return the label-smoothed cross-entropy and −log p(target): sums over the tokens, or (T, 1); padding has 0.
+    """Return the label-smoothed cross-entropy and −log p(target): sums over the tokens, or (T, 1); padding is 0.
 
-    The loss is fairseq's: (1 − ε − ε/(V−1))·nll − ε/(V−1)·Σ_v log p(v), so that ε goes to the V − 1 other words. It
-    is added up in fairseq's order, too, and is the same to the last digit.
+    The loss is fairseq's: (1 − ε − ε/(V−1))·nll − ε/(V−1)·Σ_v log p(v), which gives ε to the V − 1 other subwords. It
+    is also summed in fairseq's order, and is identical to the last digit.
 
     Args:
-        logits_TV: scores of the vocabulary for each token.
-        target_T: index of the right word.
-        epsilon: ε, share of the probability that goes to the other words.
-        padding: index of the word that stands for nothing.
-        reduce: add up the tokens.
+        logits_TV: logits of the vocabulary for each token.
+        target_T: index of the correct subword.
+        epsilon: ε, the probability mass of the other subwords.
+        padding: index of the padding symbol.
+        reduce: whether to sum over the tokens.
     """
     losses = NegativeLogLikelihood.apply(logits_TV, target_T)
     nll, smooth = (loss.masked_fill(target_T == padding, 0).unsqueeze(1) for loss in losses)

@@ -14,26 +14,26 @@ from fairseq.dataclass import ChoiceEnum
 from fairseq.logging import metrics
 
 from moec_fairseq.criterions.likelihood import label_smoothed_losses
+from moec_fairseq.moe.expert_parallel import sum_over_ranks
 from moec_fairseq.moe.losses import VARIANCES, GateLoss, gate_statistics, over_ranks, share_of_rank
-from moec_fairseq.moe.metrics import PER_EXPERT, PER_LAYER, averages, layer_sums, model_sums
-from moec_fairseq.moe.ranks import sum_over_ranks
-from moec_fairseq.moe.records import LayerRecord
+from moec_fairseq.moe.routing_metrics import PER_EXPERT, PER_LAYER, averages, layer_sums, model_sums
+from moec_fairseq.moe.routing_records import RoutingRecord
 
 PREFIX = "moe_"
 
 
 @dataclass
 class MoECLabelSmoothedCrossEntropyConfig(LabelSmoothedCrossEntropyCriterionConfig):
-    """fairseq's options of label smoothing, and those of the router losses."""
+    """fairseq's options for label smoothing, and those of the router losses."""
 
     moe_gate_loss_wt: float = field(
-        default=0.01, metadata={"help": "weight λ of the router losses beside the cross-entropy"}
+        default=0.01, metadata={"help": "weight λ of the router losses, relative to the cross-entropy"}
     )
     moec_variance: ChoiceEnum(list(VARIANCES)) = field(  # type: ignore[valid-type]
-        default="intra_cv", metadata={"help": "form of the variance loss that ties the experts of a cluster together"}
+        default="intra_cv", metadata={"help": "form of the variance loss, which keeps the experts of a cluster similar"}
     )
     moec_variance_wt: float = field(
-        default=1.0, metadata={"help": "weight β of the variance loss beside the balance loss"}
+        default=1.0, metadata={"help": "weight β of the variance loss, relative to the balance loss"}
     )
 
 
@@ -41,8 +41,8 @@ class MoECLabelSmoothedCrossEntropyConfig(LabelSmoothedCrossEntropyCriterionConf
 class MoECLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
     """Cross-entropy + λ · Σ_layers (balance + N · β · variance) (MoEC, equation 9).
 
-    The router losses regularise training; a validation loss is cross-entropy alone, so that models with and without
-    experts can be compared by it.
+    The router losses regularise training; the validation loss is the cross-entropy alone, so that models with and
+    without experts can be compared by it.
 
     Raises:
         ValueError: the task has no MoEC model, or its clusters do not fit the variance form.
@@ -69,7 +69,7 @@ class MoECLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion)
                 "another; give --arch moec_transformer or a preset of it, or --criterion label_smoothed_cross_entropy."
             )
         for layer in model.moe_layers:
-            self.gate_loss.check_cluster(layer.dropout.fewest_survivors_in_a_cluster(layer.router.clusters))
+            self.gate_loss.check_cluster(layer.dropout.fewest_active_in_a_cluster(layer.router.clusters))
         self.adaptive_softmax = getattr(model.decoder, "adaptive_softmax", None) is not None
         self.num_layers = model.num_moe_layers
         self.world_size = model.world_size
@@ -80,7 +80,7 @@ class MoECLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion)
         with model.record_routing() as records:
             loss, sample_size, logging_output = super().forward(model, sample, reduce=reduce)
         if self.num_layers:
-            gate_loss, sums = self._router_losses(records, loss.device, model.training, model.book.is_dummy)
+            gate_loss, sums = self._router_losses(records, loss.device, model.training, model.collector.is_dummy)
             logging_output.update({PREFIX + key: value for key, value in sums.items()})
             if reduce and model.training:
                 loss = loss + self.gate_loss_weight * gate_loss
@@ -90,11 +90,11 @@ class MoECLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion)
     def compute_loss(
         self, model: Any, net_output: Any, sample: dict[str, Any], reduce: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return fairseq's label-smoothed loss and its negative log-likelihood, without keeping log-probabilities.
+        """Return fairseq's label-smoothed loss and the negative log-likelihood, without keeping log-probabilities.
 
-        Sums over the sample, or with ``reduce=False`` (T, 1); padding has 0.
+        Sums over the sample, or with ``reduce=False`` (T, 1); padding is 0.
         """
-        if self.adaptive_softmax:  # its output are hidden states, not logits
+        if self.adaptive_softmax:  # the output is hidden states, not logits
             loss, nll_loss = super().compute_loss(model, net_output, sample, reduce=reduce)
             return loss, nll_loss
         logits, target = (
@@ -105,7 +105,7 @@ class MoECLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion)
         )
 
     def _router_losses(
-        self, records: Sequence[LayerRecord], device: torch.device, training: bool, is_dummy: bool
+        self, records: Sequence[RoutingRecord], device: torch.device, training: bool, is_dummy: bool
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         total = torch.zeros((), device=device)
         layers = []
@@ -115,12 +115,12 @@ class MoECLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion)
         for record, own in zip(records, statistics, strict=True):
             balance, variance = (share_of_rank(loss, own.world_size) for loss in self.gate_loss(own))
             total = total + balance + variance
-            layers.append((record.layer, layer_sums(record, own, balance, variance)))
+            layers.append((record.layer_index, layer_sums(record, own, balance, variance)))
         return total, model_sums(layers, self.num_layers, self.num_experts, device)
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
-        """Log the losses, and the averages that describe the router."""
+        """Log the losses and the routing metrics."""
         super().reduce_metrics(logging_outputs)
         keys = [key for key in PER_LAYER + PER_EXPERT if any(PREFIX + key in log for log in logging_outputs)]
         if not keys:

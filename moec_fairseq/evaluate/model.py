@@ -1,14 +1,18 @@
-"""The one model that is evaluated: a checkpoint, or the mean of several, all ranks in one file."""
+"""The model that translates, a checkpoint or the mean of several, and its data: dictionaries, subwords, languages."""
 
+import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moec_fairseq.checkpoint import settings
-from moec_fairseq.checkpoint.files import find_files
-from moec_fairseq.checkpoint.loading import load_state
-from moec_fairseq.checkpoint.selection import last_checkpoints
+from moec_fairseq.checkpoint.names import find_files, last_checkpoints
+from moec_fairseq.checkpoint.state import group, load_state, num_experts, num_updates
+from moec_fairseq.data.cleaning import normalise
+from moec_fairseq.data.languages import language_pairs
+from moec_fairseq.data.pipeline import PREPARED
+from moec_fairseq.data.subwords import WORD_MARK, binarise_sentences
 from moec_fairseq.evaluate.multilingual import Multilingual, multilingual
 
 AVERAGE = 10
@@ -73,8 +77,8 @@ class ModelFacts:
         data: the binary data of its training; of several folders the first, in which fairseq, too, looks for test data.
         source: language it translates from; None if the file does not say so.
         target: language it translates to, likewise.
-        longest_source: most pieces of a source that it takes.
-        cuts_sources: training cut longer ones.
+        longest_source: most subwords of a source that it takes.
+        truncates_sources: training truncated longer ones.
         written: when the file was, in ns.
         signature: seed, experts, updates and the like, by name.
         several: what it was told of several pairs of languages; None for a model of one pair.
@@ -84,7 +88,7 @@ class ModelFacts:
     source: str | None
     target: str | None
     longest_source: int
-    cuts_sources: bool
+    truncates_sources: bool
     written: int
     signature: dict[str, Any]
     several: Multilingual | None = None
@@ -103,24 +107,144 @@ def model_facts(path: Path) -> ModelFacts:
     """
     written = path.stat().st_mtime_ns
     state = load_state(path, optimizer=False)
-    task, model, common = (settings.group(state, name) for name in ("task", "model", "common"))
+    task, model, common = (group(state, name) for name in ("task", "model", "common"))
     signature = {
         "arch": model.get("_name") or model.get("arch"),
-        "experts": settings.num_experts(state),
+        "experts": num_experts(state),
         "clusters": model.get("moec_cluster_count", 0),
         "seed": common.get("seed"),
-        "updates": settings.num_updates(state),
+        "updates": num_updates(state),
     }
     several = multilingual(task)
-    # such a word takes a position, but fairseq cuts a source before it puts one in, and then finds it too long
+    # such a word takes a position, but fairseq truncates a source before it puts one in, and then finds it too long
     word_before = several is not None and several.mark is not None and not several.replaces_end
     return ModelFacts(
         first_folder(Path(str(task.get("data", "")))),
         task.get("source_lang"),
         task.get("target_lang"),
-        min(int(group.get("max_source_positions") or 1024) for group in (task, model)) - word_before,  # 1024: fairseq's
+        # 1024: fairseq's
+        min(int(options.get("max_source_positions") or 1024) for options in (task, model)) - word_before,
         bool(task.get("truncate_source")) and not word_before,
         written,
         signature,
         several,
     )
+
+
+class DataOfModel:
+    """Where the data of a model are, and between which languages it translates.
+
+    Args:
+        data: binary data, or the folder of ``moec prepare`` around it; None: those of the training.
+        facts: of the model.
+        source: language to translate from, where the model leaves a choice.
+        target: language to translate to, likewise.
+
+    Attributes:
+        binary: binary data.
+        prepared: the folder of ``moec prepare``; None for binary data that others have made.
+        source: language it translates from.
+        target: language it translates to.
+        chosen: the pair of languages, if that was a choice, else "".
+        mark: word that fairseq puts into sources to name a language, or "".
+
+    Raises:
+        ValueError: there are no such data, or not for this model.
+    """
+
+    def __init__(
+        self, data: Path | None, facts: ModelFacts, source: str | None = None, target: str | None = None
+    ) -> None:
+        place = first_folder(data) if data else facts.data
+        around = [folder for folder in (place, place.parent) if (folder / "spm.model").is_file()]
+        self.prepared = around[0] if around and (around[0] == place or place.name == "binary") else None
+        self.binary = self.prepared / "binary" if self.prepared else place
+        if not self.binary.is_dir():
+            raise ValueError(f"there is no folder {self.binary}; give --data, the data that the model was trained on")
+        self.source, self.target = self._languages(facts, source, target)
+        recorded = facts.source and facts.target
+        self.chosen = f"{self.source}-{self.target}" if facts.several or (source and not recorded) else ""
+        self.mark = facts.several.source_mark(self.source, self.target) if facts.several else ""
+        self._others = facts.several.dictionaries if facts.several else {}
+        for side in ("source", "target"):
+            self._check_dictionary(side, facts)
+
+    def _languages(self, facts: ModelFacts, source: str | None, target: str | None) -> tuple[str, str]:
+        """Return the languages of the model; of those that were given where it leaves a choice."""
+        if facts.several:
+            return facts.several.pair(source, target)
+        if facts.source and facts.target:
+            if (source or facts.source, target or facts.target) != (facts.source, facts.target):
+                raise ValueError(
+                    f"the model translates {facts.source} to {facts.target}; leave out --source-lang and --target-lang"
+                )
+            return facts.source, facts.target
+        if source and target:
+            return source, target
+        if source or target:
+            raise ValueError("--source-lang and --target-lang go together; give both")
+        try:
+            return self._only_pair()
+        except ValueError as error:
+            raise ValueError(f"{error}, or --source-lang and --target-lang") from None
+
+    @property
+    def name(self) -> str:
+        """Return the name of the folder."""
+        return (self.prepared or self.binary).resolve().name
+
+    def _only_pair(self) -> tuple[str, str]:
+        """Return the languages in the names of the binary files, as fairseq does where it was not told."""
+        pairs = language_pairs(self.binary)
+        if len(pairs) != 1:
+            raise ValueError(
+                f"the checkpoint does not say between which languages it translates, and {self.binary} has "
+                f"{len(pairs)} pairs of languages, not one; give --data of its training"
+            )
+        return pairs[0]
+
+    def dictionary(self, side: str) -> Path:
+        """Return the dictionary of ``source`` or ``target``."""
+        language = self.source if side == "source" else self.target
+        return self._others.get(side) or self.binary / f"dict.{language}.txt"
+
+    def _check_dictionary(self, side: str, facts: ModelFacts) -> None:
+        own = self.dictionary(side)
+        trained = facts.data / own.name
+        if not own.is_file():
+            raise ValueError(
+                f"the model translates {self.source} to {self.target}, but there is no {own}; give --data of its "
+                "training"
+            )
+        if side not in self._others and trained.is_file() and trained.read_bytes() != own.read_bytes():
+            raise ValueError(
+                f"{own} is not the dictionary of the training, {trained}; other text is translated with --input and "
+                "--references"
+            )
+
+    def subword_model(self) -> Path:
+        """Return the sentencepiece model.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.prepared is None:
+            raise ValueError(
+                "text can only be translated with the spm.model of moec prepare, which is not beside "
+                f"{self.binary}; give --data of moec prepare, or leave out --test-set and --input"
+            )
+        return self.prepared / "spm.model"
+
+    def binarise(self, sentences: Iterable[str], out: Path) -> Path:
+        """Segment and binarise plain text as that of the training was; see ``binarise_sentences``."""
+        model = self.subword_model()
+        dictionaries = [self.dictionary(side) for side in ("source", "target")]
+        about = model.with_name(PREPARED)  # absent before version 0.3, when all text was normalised
+        if not about.is_file() or json.loads(about.read_text(encoding="utf-8"))["normalised"]:
+            sentences = map(normalise, sentences)
+        return binarise_sentences(sentences, model, dictionaries, self.source, self.target, out)
+
+    def segmentation(self) -> str:
+        """Return how words are segmented, as fairseq calls it, judged by the dictionary."""
+        with self.dictionary("target").open(encoding="utf-8") as file:
+            return "sentencepiece" if any(line.startswith(WORD_MARK) for line in file) else "subword_nmt"

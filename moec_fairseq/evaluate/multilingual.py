@@ -99,7 +99,7 @@ def multilingual(task: Mapping[str, Any]) -> Multilingual | None:
     for name, value in given.items():
         if not _is_sound(name, value):
             raise ValueError(
-                f"the checkpoint says task.{name}={value!r:.200}, which is no such value; take another one"
+                f"the checkpoint says task.{name}={value!r:.200}, which is not a valid value; use another checkpoint"
             )
     if not given.get("lang_pairs"):
         raise ValueError(f"the checkpoint is of the task {TASK}, but names no pairs of languages; take another one")

@@ -1,27 +1,34 @@
 """The steps from checkpoints to scores."""
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from moec_fairseq.checkpoint.average import average as write_average
-from moec_fairseq.cli.locks import alone_with
-from moec_fairseq.cli.stages import Stages
-from moec_fairseq.corpus.metrics import Metrics, Score, metrics, score, tokenised_bleu
-from moec_fairseq.corpus.output import write_json
-from moec_fairseq.corpus.scoring import show_samples
-from moec_fairseq.corpus.text import raw_lines
-from moec_fairseq.evaluate.choose import Wanted, choose
-from moec_fairseq.evaluate.data import DataOfModel
-from moec_fairseq.evaluate.model import ModelFacts, Selection, model_facts
-from moec_fairseq.evaluate.report import add_row, comparison_table, read_table, score_table
-from moec_fairseq.evaluate.sets import TextSet, check_lengths
-from moec_fairseq.evaluate.significance import compare
-from moec_fairseq.evaluate.translate import Search
-from moec_fairseq.evaluate.translations import keep_texts, translated
+from moec_fairseq.checkpoint.tools import average as write_average
+from moec_fairseq.data.text import lines, normalise_space, raw_lines
+from moec_fairseq.evaluate.generate import Search, generate, read_hypotheses
+from moec_fairseq.evaluate.model import DataOfModel, ModelFacts, model_facts, select
+from moec_fairseq.evaluate.scores import (
+    Metrics,
+    Score,
+    add_row,
+    compare,
+    comparison_table,
+    metrics,
+    read_table,
+    score,
+    score_table,
+    show_samples,
+    tokenised_bleu,
+)
+from moec_fairseq.evaluate.sets import EvaluationSet, TextSet, Wanted, check_lengths, choose
+from moec_fairseq.util.files import alone_with, whole_texts, write_json
+from moec_fairseq.util.stages import Stages
+from moec_fairseq.util.version import project_version
 
 FAIRSEQ_BLEU = "fairseq's BLEU4"
 _FAIRSEQ_RESULT = re.compile(r"Generate \S+ with beam=\d+: BLEU4 = ([\d.]+), (\S+) \(BP=([\d.]+)")
@@ -58,43 +65,39 @@ class Report:
         return {str(self.against): list(raw_lines(self.against))} if self.against else {}
 
 
-def evaluate(
-    selection: Selection,
-    data: Path | None,
-    wanted: Wanted,
-    search: Search,
-    report: Report,
-    tokenized: bool,
-    out: Path | None,
-) -> None:
+Group = TypeVar("Group", Wanted, Search, Report)
+
+
+def evaluate(**options: Any) -> None:
     """Do all steps that are not done yet, and show the scores.
 
     Args:
-        selection: checkpoints whose mean translates.
-        data: of ``prepare_data.sh``, or binary; None: that of the training.
-        wanted: the sentences.
-        search: how translations are searched for.
-        report: what is shown.
-        tokenized: the text is tokenised, and BLEU takes it as it is.
-        out: folder of all results; None: beside the checkpoints.
+        options: those of ``moec evaluate``: which checkpoints (see ``select``), ``data``, ``out``, ``tokenized``, and
+            the attributes of ``Wanted``, ``Search`` and ``Report``.
 
     Raises:
         ValueError: something is wrong with what was given.
     """
+
+    def group(kind: type[Group]) -> Group:
+        return kind(**{field.name: options[field.name] for field in fields(kind) if field.name in options})
+
+    wanted, search, report = group(Wanted), group(Search), group(Report)
+    selection = select(*(options[name] for name in ("checkpoints", "average", "best", "kind")))
+    tokenized, out = options["tokenized"], options["out"] or selection.folder / "evaluation" / selection.name
     if tokenized and wanted.test_set:
         raise ValueError(f"--tokenized was given, but {wanted.test_set} is not tokenised; leave it out")
     if wanted.text and not wanted.references and (report.table or report.against):
         raise ValueError("--table and --against need scores, and scores need --references; give them, too")
     other = report.other_translations()
     fingerprint = selection.fingerprint()
-    out = out or selection.folder / "evaluation" / selection.name
     out.mkdir(parents=True, exist_ok=True)
     model = out / "model.pt"
     average_step = partial(write_average, selection.paths, model, merge=True)
     with alone_with(out):
         Stages(out).do("model", fingerprint, average_step, [model])
         facts = model_facts(model)
-    place = DataOfModel(data, facts, wanted.source_lang, wanted.target_lang)
+    place = DataOfModel(options["data"], facts, wanted.source_lang, wanted.target_lang)
     kinds = metrics(place.target, tokenized)
     chosen = choose(place, wanted)
     if isinstance(chosen, TextSet):
@@ -139,6 +142,81 @@ def evaluate(
             add_row(report.table, row | values | {"BLEU's signature": scores["BLEU"].signature})
             print(f"a row in {report.table} and {report.table.with_suffix('.md')}")
         print(f"{folder}: translations.txt, source.txt, references*.txt, scores.json, generate.log")
+
+
+@dataclass(frozen=True)
+class Translated:
+    """A set and its translations.
+
+    Attributes:
+        known: the text of the set.
+        hypotheses: the translation of each sentence.
+        version: of this project, when it translated.
+    """
+
+    known: TextSet
+    hypotheses: list[str]
+    version: str
+
+
+def translated(
+    wanted: EvaluationSet,
+    model: Path,
+    fingerprint: list[Any],
+    facts: ModelFacts,
+    data: DataOfModel,
+    search: Search,
+    folder: Path,
+) -> Translated:
+    """Translate, unless it was done before.
+
+    Args:
+        wanted: what to translate.
+        model: a checkpoint, one file.
+        fingerprint: changes when the model does.
+        facts: of the model.
+        data: of the model.
+        search: how to translate.
+        folder: is there; if it has to be done, what the folder holds of earlier scores is removed.
+
+    Raises:
+        ValueError: fairseq failed, the text is still segmented, or the model is another one since.
+    """
+    log, translations = folder / "generate.log", folder / "translations.txt"
+
+    def translate() -> str:
+        for stale in (translations, folder / "scores.json"):
+            stale.unlink(missing_ok=True)
+        binarised = wanted.binarised(data, folder / "input")
+        count = generate(model, facts, binarised, data.source, data.target, search, log, sys.stdout)
+        if model.stat().st_mtime_ns != facts.written:
+            raise ValueError(f"{model} was replaced by another evaluation meanwhile; give the same command again")
+        _write({translations: [normalise_space(best.text) for best, *_ in read_hypotheses(raw_lines(log), count)]})
+        return project_version()
+
+    subword_model = [data.prepared / "spm.model"] if data.prepared else []
+    version: str = Stages(folder).do(
+        "translations",
+        [fingerprint, str(data.binary.resolve()), wanted.checksum(), asdict(search)],
+        translate,
+        [log, translations],
+        [*subword_model, *data.binary.glob("dict.*"), *wanted.inputs()],
+    )
+    return Translated(wanted.known(log), list(lines(translations)), version)
+
+
+def keep_texts(known: TextSet, folder: Path) -> None:
+    """Write source and references beside the translations, in the place of those of earlier scores."""
+    for stale in (folder / "scores.json", *folder.glob("references*.txt")):
+        stale.unlink(missing_ok=True)
+    references = {folder / f"references{number or ''}.txt": text for number, text in enumerate(known.references)}
+    _write({folder / "source.txt": known.source, **references})
+
+
+def _write(texts: Mapping[Path, Sequence[str]]) -> None:
+    with whole_texts(list(texts)) as files:
+        for file, text in zip(files, texts.values(), strict=True):
+            file.writelines(line + "\n" for line in text)
 
 
 def _folder_name(wanted: Wanted, place: DataOfModel, facts: ModelFacts, search: Search) -> str:

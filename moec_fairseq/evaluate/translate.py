@@ -1,161 +1,117 @@
-"""Sentences to translations with fairseq-generate."""
+"""Plain text to plain text with a trained model."""
 
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
-from typing import TextIO
+from tempfile import TemporaryDirectory
 
-import sentencepiece
-import torch
-from fairseq.data import data_utils
-from torch import Tensor
+from moec_fairseq.checkpoint.names import find_files
+from moec_fairseq.checkpoint.tools import merge
+from moec_fairseq.data.text import normalise_space, raw_lines
+from moec_fairseq.evaluate.generate import Binarised, Hypothesis, Search, generate, read_hypotheses
+from moec_fairseq.evaluate.model import DataOfModel, model_facts
+from moec_fairseq.util.files import whole_texts
 
-import moec_fairseq
-from moec_fairseq.cli.fairseq import run_fairseq
-from moec_fairseq.cli.progress import follow
-from moec_fairseq.corpus.output import complete_files
-from moec_fairseq.prepare.cleaning import normalise
+CHECKPOINTS = ("checkpoint_best.pt", "checkpoint_last.pt")  # of a training, the first that is there
 
 
-@dataclass(frozen=True)
-class Search:
-    """How translations are searched for.
-
-    Attributes:
-        beam: size of the beam.
-        lenpen: exponent of the length that scores are divided by.
-        max_tokens: of a batch.
-        cpu: leave a GPU alone.
-
-    Raises:
-        ValueError: a size is below 1.
-    """
-
-    beam: int = 5
-    lenpen: float = 1.0
-    max_tokens: int = 4096
-    cpu: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse sizes below 1."""
-        if self.beam < 1 or self.max_tokens < 1:
-            raise ValueError(f"--beam is {self.beam} and --max-tokens {self.max_tokens}, but neither can be below 1")
-
-
-@dataclass(frozen=True)
-class Numbered:
-    """Binary data to translate: the folder, the part, and how words are cut into pieces, as fairseq calls it."""
-
-    binary: Path
-    subset: str
-    segmentation: str
-
-
-def binarise(
-    sentences: Sequence[str], model: Path, dictionaries: Sequence[Path], source: str, target: str, out: Path
-) -> Numbered:
-    """Cut sentences into pieces and number them.
-
-    Args:
-        sentences: plain text.
-        model: of sentencepiece.
-        dictionaries: of source and target.
-        source: language.
-        target: language.
-        out: folder for the binary data, and what is made on the way.
-
-    Raises:
-        ValueError: the model cannot be read.
-    """
-    try:
-        processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
-    except (RuntimeError, OSError) as error:
-        raise ValueError(
-            f"{model} is no model of sentencepiece ({error}); make it again with prepare_data.sh"
-        ) from error
-    with complete_files([out / f"pieces.{source}"]) as (file,):
-        for sentence in sentences:
-            file.write(" ".join(processor.encode(normalise(sentence), out_type=str)) + "\n")
-    binary = out / "binary"
-    shutil.rmtree(binary, ignore_errors=True)
-    run_fairseq(
-        "preprocess", f"--source-lang={source}", f"--target-lang={target}", "--only-source", "--srcdict",
-        dictionaries[0], "--testpref", out / "pieces", "--destdir", binary, log=out / "preprocess.log",
-    )  # fmt: skip
-    shutil.copy(dictionaries[1], binary / f"dict.{target}.txt")
-    return Numbered(binary, "test", "sentencepiece")
-
-
-def dataset(data: Numbered, source: str, target: str) -> Sequence[Tensor]:
-    """Return the pieces of each sentence to translate; as for fairseq, the data may be named in the other direction.
-
-    Raises:
-        ValueError: the data have no such part.
-    """
-    for pair in (f"{source}-{target}", f"{target}-{source}"):
-        found: Sequence[Tensor] | None = data_utils.load_indexed_dataset(
-            str(data.binary / f"{data.subset}.{pair}.{source}")
-        )
-        if found is not None:
-            return found
-    raise ValueError(
-        f"{data.binary} has no {data.subset} for {source} to {target}; give --subset or --data that has it"
-    )
-
-
-def generate(
+def translate(
     model: Path,
-    data: Numbered,
-    source: str,
-    target: str,
-    longest: int,
-    cut: bool,
-    search: Search,
-    log: Path,
-    task: Sequence[str] = (),
-) -> int:
-    """Translate binary data; what fairseq-generate says goes to ``log``, its progress on the screen.
+    text: Path | None,
+    output: Path | None,
+    data: Path | None,
+    source_lang: str | None,
+    target_lang: str | None,
+    beam: int,
+    lenpen: float,
+    max_tokens: int,
+    cpu: bool,
+    batch_size: int | None,
+    n_best: int,
+    score: bool,
+) -> None:
+    """Translate line by line; the arguments are the options of ``moec translate``.
 
-    Args:
-        model: a checkpoint, one file.
-        data: what to translate.
-        source: language.
-        target: language.
-        longest: most pieces of a sentence that the model takes.
-        cut: longer sentences are cut, as in training.
-        search: how.
-        log: file.
-        task: options that make the task of fairseq-generate that of the training, each a single argument.
-
-    Returns:
-        the number of sentences.
+    An empty line stays empty. Lines of the translation are in the order of the text, with ``n_best`` for each.
 
     Raises:
-        ValueError: it failed; says why.
+        ValueError: something is wrong with what was given.
     """
-    sentences = dataset(data, source, target)
-    too_long = [number for number in range(len(sentences)) if len(sentences[number]) > longest]
-    if too_long and cut:
-        print(f"{len(too_long)} sentences have more than {longest} pieces and are cut, as in training")
-    elif too_long:
-        first = too_long[0]
-        raise ValueError(
-            f"line {first + 1} has {len(sentences[first])} pieces, but the model takes at most {longest}; divide it"
-        )
+    search = Search(beam, lenpen, max_tokens, cpu, batch_size, n_best)
+    checkpoint = find_checkpoint(model)
+    with TemporaryDirectory(prefix="moec-translate-") as folder:
+        scratch = Path(folder)
+        sentences = _read(text, scratch)
+        wanted = [sentence for sentence in sentences if sentence]
+        with redirect_stdout(sys.stderr):  # all but translations
+            found = iter(_translated(wanted, checkpoint, data, (source_lang, target_lang), search, scratch))
+        with whole_texts([output]) if output else nullcontext([sys.stdout]) as (file,):
+            for sentence in sentences:
+                for hypothesis in next(found) if sentence else [Hypothesis("", 0.0)] * n_best:
+                    words = normalise_space(hypothesis.text)
+                    file.write(f"{hypothesis.score:.4f}\t{words}\n" if score else f"{words}\n")
 
-    def show(lines: Iterable[str], file: TextIO) -> None:
-        follow(lines, "generate", len(sentences), file, sys.stdout)
 
-    limit = ["--truncate-source", "--max-source-positions", longest] if cut else []
-    run_fairseq(
-        "generate", data.binary.absolute(), "--user-dir", moec_fairseq.__path__[0], "--path", model,
-        f"--gen-subset={data.subset}", f"--source-lang={source}", f"--target-lang={target}", *task, *limit,
-        "--beam", search.beam, "--lenpen", search.lenpen, "--max-tokens", search.max_tokens,
-        f"--remove-bpe={data.segmentation}",
-        "--distributed-world-size", 1,  # or fairseq leaves a share of the sentences to each other GPU
-        *(["--cpu"] if search.cpu or not torch.cuda.is_available() else []),
-        log=log, read=show,
-    )  # fmt: skip
-    return len(sentences)
+def find_checkpoint(model: Path) -> Path:
+    """Return the checkpoint of a training's folder, or of the one training in a folder such as the quickstart's.
+
+    Raises:
+        ValueError: there is none, or several trainings.
+    """
+    if not model.is_dir():
+        return model
+    trainings = [model, *sorted(path for path in model.iterdir() if path.is_dir())]
+    for folders in (trainings[:1], trainings[1:]):
+        found = [path for path in map(_checkpoint_in, folders) if path is not None]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            names = ", ".join(str(path.parent) for path in found)
+            raise ValueError(f"{model} holds several trainings; give one of {names}")
+    raise ValueError(f"{model} holds neither {' nor '.join(CHECKPOINTS)}; give the save_dir of a training, or a file")
+
+
+def _checkpoint_in(folder: Path) -> Path | None:
+    for name in CHECKPOINTS:
+        try:
+            return find_files(folder / name).path
+        except ValueError:
+            continue
+    return None
+
+
+def _read(text: Path | None, scratch: Path) -> list[str]:
+    """Return the lines of a file, or of standard input."""
+    if text is None:
+        text = scratch / "standard-input"
+        with text.open("wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        if not text.stat().st_size:
+            return []
+    return [normalise_space(line) for line in raw_lines(text)]
+
+
+def _translated(
+    sentences: list[str],
+    checkpoint: Path,
+    data: Path | None,
+    languages: tuple[str | None, str | None],
+    search: Search,
+    scratch: Path,
+) -> list[list[Hypothesis]]:
+    if not sentences:
+        return []
+    files = find_files(checkpoint)
+    whole = files.ranks[0]
+    if files.sharded:
+        whole = scratch / "merged.pt"
+        merge(checkpoint, whole, optimizer=False)
+    facts = model_facts(whole)
+    if data is None and not facts.data.is_dir():  # moved, or the training was started in another folder
+        data = next((folder for folder in checkpoint.resolve().parents[:2] if (folder / "spm.model").is_file()), None)
+    place = DataOfModel(data, facts, *languages)
+    binary = Binarised(place.binarise(sentences, scratch / "input"), "test", "sentencepiece")
+    log = scratch / "generate.log"
+    count = generate(whole, facts, binary, place.source, place.target, search, log, sys.stderr)
+    return read_hypotheses(raw_lines(log), count)

@@ -1,1 +1,3 @@
-"""Starts the processes of a training job, and ends them all when one ends badly."""
+"""Training with a YAML file of ``configs/`` on one process or many."""
+
+from moec_fairseq.launch.ranks import train as train

@@ -1,4 +1,4 @@
-"""What a YAML file and KEY=VALUE say together: composed by hydra once, before any rank starts."""
+"""A YAML file and the KEY=VALUE of the command line, composed by hydra and checked before any rank starts."""
 
 import difflib
 import logging
@@ -24,17 +24,14 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 import moec_fairseq
-
-try:
-    from hydra import compose, initialize_config_dir
-except ImportError:  # hydra 1.0, that of fairseq 0.12.2
-    from hydra.experimental import compose, initialize_config_dir  # type: ignore[assignment]
+from moec_fairseq.compat.versions import compose, initialize_config_dir
 
 USER_DIR = Path(moec_fairseq.__path__[0])
 MISSING = "???"
-# what hydra says for other uses than ours, and omegaconf for programmers
+# hints of hydra for other uses than ours, and of omegaconf for programmers
 _ASIDE = re.compile(
     r"See https|To append to your config|Either remove|Or add a|\w*_(key|type)[:=]|Config search path|provider="
 )
@@ -42,12 +39,13 @@ _ASIDE = re.compile(
 
 @dataclass(frozen=True)
 class Configuration:
-    """A YAML file and what replaces some of its values.
+    """A YAML file, and the values that replace some of its own.
 
     Attributes:
         path: of the file.
-        overrides: KEY=VALUE such that hydra takes them, with a + before keys that the file lacks.
-        values: of all keys, such as ``model.dropout``; interpolations, and ??? for what the user is to give, stay.
+        overrides: KEY=VALUE as hydra accepts them, with a + before keys that the file lacks.
+        values: of all keys, such as ``model.dropout``; interpolations are not resolved, and what the user has to give
+            is ???.
     """
 
     path: Path
@@ -63,17 +61,16 @@ def configure(path: Path, overrides: Sequence[str]) -> Configuration:
         overrides: KEY=VALUE; a key that the file lacks needs no +.
 
     Raises:
-        ValueError: hydra cannot read one, there is no such option, or its value is of another kind; says what was
-            meant, or how to write it.
-        YAMLError: the file is none of YAML.
+        ValueError: hydra cannot read the file or an override, there is no such option, or its value has the
+            wrong type; says what was meant, or how to write it.
     """
     if path.suffix != ".yaml" or path.stem in ("config", *FairseqConfig.__dataclass_fields__):
         raise ValueError(
-            f"hydra cannot find {path}; let its name end in .yaml, and be none of fairseq, such as config or common"
+            f"hydra cannot find {path}; let its name end in .yaml, and not be fairseq's own, such as config or common"
         )
     given = [_parsed(text) for text in overrides]
     with _hydra(path) as groups:
-        for_hydra = [text for text in given if _is_choice(text, groups) or text.is_delete() or _is_of_hydra(text)]
+        for_hydra = [text for text in given if _is_for_hydra(text, groups)]
         file = _composed(path, [str(text.input_line) for text in for_hydra])
         options = _options(path, file, given)
     there, known = set(_nodes(file)), [*_nodes(options), *groups, *(f"{group}._name" for group in _kinds())]
@@ -93,10 +90,12 @@ def configure(path: Path, overrides: Sequence[str]) -> Configuration:
 
 
 def check_nothing_missing(configuration: Configuration) -> None:
-    """Check that every value that the file, or a class of fairseq, leaves to the user (???) is given.
+    """Check that the user has given every value that the file, or a class of fairseq, leaves open (???).
+
+    OmegaConf.missing_keys is not in the version that fairseq 0.12.2 needs.
 
     Raises:
-        ValueError: one is not; names it.
+        ValueError: one is missing; names it.
     """
     for key, value in configuration.values.items():
         if value == MISSING:
@@ -105,10 +104,10 @@ def check_nothing_missing(configuration: Configuration) -> None:
 
 
 def check_data(configuration: Configuration) -> None:
-    """Check that the folders of binary data are there, where they are named without the help of hydra.
+    """Check that the folders of binary data exist, unless their names are interpolated.
 
     Raises:
-        ValueError: one is not; says where it was expected.
+        ValueError: one is missing; says where it was expected.
     """
     data = configuration.values.get("task.data")
     if not isinstance(data, str) or "$" in data:
@@ -116,14 +115,14 @@ def check_data(configuration: Configuration) -> None:
     for folder in data.split(":"):  # fairseq takes several folders, with colons
         if not Path(folder).is_dir():
             raise ValueError(
-                f"task.data is {data}, but there is no folder {folder}; make it with scripts/prepare_data.sh or "
+                f"task.data is {data}, but there is no folder {folder}; make it with moec prepare or "
                 "fairseq-preprocess, or give task.data=FOLDER."
             )
 
 
 @contextmanager
 def _hydra(path: Path) -> Iterator[list[str]]:
-    """Let hydra find what is beside a file; yield the groups of files, and of classes of fairseq, to choose from."""
+    """Let hydra find the files beside this one; yield the groups, of files and of fairseq's classes, to choose from."""
     before = logging.root.manager.disable
     logging.disable(logging.INFO)
     try:
@@ -142,7 +141,7 @@ def _composed(path: Path, overrides: Sequence[str]) -> DictConfig:
         config = compose(path.stem, [user_dir(), *overrides])
         OmegaConf.set_struct(config, False)
         return config
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         kinds = [text for text in overrides if text.partition("=")[0] in _kinds()]  # such as task=translation
         instead = f"; give {' '.join(kinds).replace('=', '._name=')}" if kinds else ""
         raise ValueError(f"{' '.join([str(path), *overrides])}: {_reason(error)}{instead}.") from error
@@ -150,17 +149,22 @@ def _composed(path: Path, overrides: Sequence[str]) -> DictConfig:
 
 def user_dir() -> str:
     """Return the override that names this plug-in; the path may have any characters."""
-    return f"common.user_dir={QuotedString(str(USER_DIR), Quote.single).with_quotes()}"
+    return f"common.user_dir={quoted(USER_DIR)}"
+
+
+def quoted(path: Path) -> str:
+    """Return a path as the value of an override, whatever characters it has."""
+    return str(QuotedString(str(path), Quote.single).with_quotes())
 
 
 def _kinds() -> dict[str, Iterable[str]]:
-    """Return, for each group of options whose ``_name`` says what it is of, the names that fairseq knows."""
+    """Return the names that fairseq knows for each group of options whose ``_name`` selects a class."""
     names = {group: registry["registry"] for group, registry in REGISTRIES.items()}
     return {**names, "task": TASK_REGISTRY, "model": [*MODEL_DATACLASS_REGISTRY, *ARCH_MODEL_REGISTRY]}
 
 
 def _options(path: Path, file: DictConfig, given: Sequence[Override]) -> DictConfig:
-    """Return the configuration with all options, also those that it lacks, and with their types."""
+    """Return the configuration with all options and their types, those that the file lacks included."""
     options = deepcopy(file)
     for text in given:
         if text.key_or_group.endswith("._name") or text.key_or_group == "common.user_dir":
@@ -201,7 +205,7 @@ def _nodes(config: DictConfig) -> dict[str, Any]:
 def _parsed(text: str) -> Override:
     key, equals, value = text.partition("=")
     if not key.strip("+~") or not (equals or key.startswith("~")):
-        raise ValueError(f"{text} is no override; give KEY=VALUE, such as optimization.max_update=1000.")
+        raise ValueError(f"{text} is not an override; give KEY=VALUE, such as optimization.max_update=1000.")
     try:
         return OverridesParser.create().parse_override(re.sub(r"^\+\+", "+", text))  # hydra 1.0 knows no ++
     except HydraException as error:
@@ -213,15 +217,11 @@ def _value(text: Override) -> str:
     return str(text.input_line).partition("=")[2]
 
 
-def _is_of_hydra(text: Override) -> bool:
-    """Whether it is one of hydra's own options."""
-    return text.key_or_group.startswith("hydra.")
-
-
-def _is_choice(text: Override, groups: Sequence[str]) -> bool:
-    """Whether it chooses a file, or a class of fairseq, such as ``corpus=own``."""
+def _is_for_hydra(text: Override, groups: Sequence[str]) -> bool:
+    """Whether it is a deletion, an option of hydra, or the choice of a file or a class, such as ``method=moe``."""
     key = text.key_or_group
-    return "/" in key or (key in groups and not text.is_sweep_override() and isinstance(text.value(), str))
+    is_choice = key in groups and not text.is_sweep_override() and isinstance(text.value(), str)
+    return is_choice or "/" in key or key.startswith("hydra.") or text.is_delete()
 
 
 def _check(text: Override, options: DictConfig, known: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Dropout whose masks are cheap on a CPU."""
+"""Dropout with masks that are cheap to draw on a CPU."""
 
 from typing import Any
 
@@ -13,8 +13,8 @@ LEVELS = 1 << 16  # values of a 16-bit random number
 
 
 def _kept(like: Tensor, levels: int) -> Tensor:
-    """Draw which elements stay: of the shape of ``like``, each with probability ``levels`` / 65 536."""
-    seed = int(torch.randint(1 << 62, ()))  # so that torch's generator decides, and fairseq can go on where it was
+    """Draw which elements are kept, in the shape of ``like``, each with probability ``levels`` / 65 536."""
+    seed = int(torch.randint(1 << 62, ()))  # torch's generator, so that fairseq can resume
     words = np.random.SFC64(seed).random_raw(-(-like.numel() // 4))
     numbers = torch.from_numpy(words.view(np.int16)[: like.numel()])
     return (numbers < levels - LEVELS // 2).view(like.shape)
@@ -25,7 +25,7 @@ def _masked(x: Tensor, kept: Tensor, levels: int) -> Tensor:
 
 
 class _Masked(torch.autograd.Function):
-    """Elements that are kept, scaled; the others are 0."""
+    """Scales the elements that are kept and sets the others to 0."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, levels: int) -> Tensor:
@@ -47,24 +47,24 @@ def _dropped(x: Tensor, p: float) -> Tensor:
 
 
 class Dropout(FairseqDropout):
-    """fairseq's dropout, with masks from four random numbers at a time where it runs on a CPU.
+    """fairseq's dropout, but on a CPU it draws random numbers four at a time.
 
-    There torch draws them one by one, unless the processor is Intel's: 13 % of the time in which a small Transformer
-    trains. The probability is rounded to a multiple of 1 / 65 536.
+    torch draws them one by one, except on Intel processors; that takes 13 % of the training time of a small
+    Transformer. The probability is rounded to a multiple of 1 / 65 536.
     """
 
     def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
-        """Return x with elements dropped and the others scaled, of the same shape, while training."""
+        """In training, drop elements of x and scale the others; the shape stays the same."""
         if self.p == 0 or not (self.training or self.apply_during_inference):
             return x
         elif torch.jit.is_scripting() or x.device.type != "cpu":  # type: ignore[attr-defined]
             return F.dropout(x, p=self.p, training=True, inplace=inplace)
-        else:  # what is not in a branch of its own, TorchScript would read, and it knows no numpy
+        else:  # in a branch, which TorchScript skips, because it does not support numpy
             return _dropped(x, self.p)
 
 
 def use_cheap_masks(model: nn.Module) -> None:
-    """Make every dropout of fairseq in ``model`` one of these."""
+    """Turn every dropout module of fairseq in ``model`` into this one."""
     for module in model.modules():
         if type(module) is FairseqDropout:
             module.__class__ = Dropout

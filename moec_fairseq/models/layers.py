@@ -1,8 +1,8 @@
 """fairseq's Transformer layers with an MoE block.
 
-fairseq builds all layers of a stack, with whatever it hands to them; some of them are then given a block, and change
-their class. The classes call fairseq's ``forward`` by another name and repeat its arguments and annotations, since
-TorchScript reads these and knows no ``super()``.
+fairseq builds all layers of a stack with its own arguments; some of them are then given a block and change their
+class. These classes call fairseq's ``forward`` by another name and repeat its arguments and annotations, because
+TorchScript reads those and does not support ``super()``.
 """
 
 from types import FunctionType
@@ -15,7 +15,7 @@ from moec_fairseq.moe.layer import MoELayer
 
 
 def _renamed(function: Any, name: str) -> Any:
-    """Return a function under the name of the method that it becomes: TorchScript tells methods apart by that."""
+    """Return a function under the name of the method that it becomes: TorchScript identifies methods by name."""
     copy = FunctionType(function.__code__, function.__globals__, name, function.__defaults__)
     copy.__annotations__ = function.__annotations__
     return copy
@@ -23,15 +23,15 @@ def _renamed(function: Any, name: str) -> Any:
 
 def _insert(layer: Any, moe: MoELayer) -> None:
     layer.moe = moe
-    # under activation checkpointing a layer has a forward of its own, which computes only fairseq's part again
+    # with activation checkpointing a layer has its own forward, which recomputes fairseq's part only
     if "forward" in vars(layer):
         layer.without_block = vars(layer).pop("forward")
 
 
 class MoEFeedForward(nn.Module):
-    """The MoE block in the place of a layer's first linear map: returns what the block adds to its input.
+    """The MoE block in place of a layer's first linear map: returns what the block adds to its input.
 
-    The FFN is written out in fairseq's ``forward``, which hands it no padding mask, so the mask is set before.
+    fairseq's ``forward`` inlines the FFN and passes it no padding mask, so the mask is set beforehand.
     """
 
     padding_mask_BL: Tensor | None
@@ -45,7 +45,7 @@ class MoEFeedForward(nn.Module):
         """Return what the block adds; fairseq adds it to its own residual."""
         padding_mask_BL = self.padding_mask_BL
         self.padding_mask_BL = None
-        return self.moe.difference(hidden_LBD, padding_mask_BL)
+        return self.moe.residual(hidden_LBD, padding_mask_BL)
 
 
 def _replace_feed_forward(layer: Any, moe: MoELayer) -> None:
@@ -53,7 +53,7 @@ def _replace_feed_forward(layer: Any, moe: MoELayer) -> None:
     layer.activation_fn = nn.Identity()
     layer.activation_dropout_module = nn.Identity()
     layer.fc2 = nn.Identity()
-    # no activation checkpointing: computing a router again would record its tokens twice
+    # no activation checkpointing: recomputing a router would record its tokens twice
     vars(layer).pop("forward", None)
 
 
@@ -168,14 +168,14 @@ LAYOUTS: dict[str, dict[Any, Any]] = {
 
 
 def give_block(layer: Any, moe: MoELayer, layout: str) -> None:
-    """Turn a layer that fairseq has built into one with an MoE block; all that fairseq handed to it stays.
+    """Turn a layer that fairseq has built into one with an MoE block; everything else about it stays.
 
     Raises:
         ValueError: the layer is wrapped for fully sharded data parallelism.
     """
     if type(layer) not in LAYOUTS[layout]:
         raise ValueError(
-            "--ddp-backend fully_sharded would share out the layers with experts a second time; "
+            "--ddp-backend fully_sharded would shard the layers with experts a second time; "
             "give --ddp-backend legacy_ddp or pytorch_ddp."
         )
     layer.__class__ = LAYOUTS[layout][type(layer)]

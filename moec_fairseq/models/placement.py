@@ -1,4 +1,4 @@
-"""Which layers of a stack there are, and which get an MoE block."""
+"""Which layers of a stack are kept, and which get an MoE block."""
 
 import re
 from collections.abc import Sequence
@@ -9,21 +9,21 @@ def moe_layer_indices(spec: str | None, freq: int, num_layers: int, side: str) -
     """Return the indices, from 0, of the layers with an MoE block.
 
     Args:
-        spec: comma list of layer numbers from 1, ``none``, or None for the default, the middle layer (3 of 6).
+        spec: comma-separated layer numbers from 1, ``none``, or None for the default, the middle layer (3 of 6).
         freq: if positive, every freq-th layer, instead of ``spec``.
-        num_layers: layers of the stack, before any is pruned.
+        num_layers: layers of the stack before pruning.
         side: ``encoder`` or ``decoder``, for messages.
 
     Raises:
-        ValueError: layers that do not exist or repeat, something that is no number, or both ways at once.
+        ValueError: layers that do not exist or repeat, something that is not a number, or both options at once.
     """
     option = f"--{side}-moe-layers"
     if freq < 0:
-        raise ValueError(f"--moe-freq is {freq}; give 1 or more, or 0 to name the layers with {option}.")
+        raise ValueError(f"--moe-freq is {freq}; give 1 or more, or 0 to list the layers with {option}.")
     if freq > 0 and spec is not None:
         raise ValueError(
             f"Both --moe-freq {freq} and {option} {spec} are given; give one of the two (in a YAML file, null and 0 "
-            "stand for an option that is not given)."
+            "mean that an option is not given)."
         )
     if freq > num_layers:
         raise ValueError(
@@ -40,15 +40,15 @@ def moe_layer_indices(spec: str | None, freq: int, num_layers: int, side: str) -
 
 
 def kept_layers(spec: Any, num_layers: int, side: str) -> list[int]:
-    """Return the indices, from 0, of the layers that pruning leaves: all where ``spec`` is None or empty.
+    """Return the indices, from 0, of the layers that pruning keeps: all if ``spec`` is None or empty.
 
     Args:
-        spec: comma list (or list) of indices from 0, fairseq's ``--encoder-layers-to-keep``.
-        num_layers: layers of the whole stack.
+        spec: comma-separated indices (or a list of them) from 0, fairseq's ``--encoder-layers-to-keep``.
+        num_layers: layers of the stack before pruning.
         side: ``encoder`` or ``decoder``, for messages.
 
     Raises:
-        ValueError: layers that do not exist or repeat, or something that is no number.
+        ValueError: layers that do not exist or repeat, or something that is not a number.
     """
     listed = "" if spec is None else str(spec).strip("[]() ")
     if not listed:
@@ -57,12 +57,12 @@ def kept_layers(spec: Any, num_layers: int, side: str) -> list[int]:
 
 
 def _listed(spec: str, option: str, first: int, last: int, side: str, otherwise: str) -> list[int]:
-    """Return the indices, from 0, of the layers that ``spec`` numbers from ``first``."""
-    allowed = f"give a comma list of different numbers from {first} to {last}, or {otherwise}."
+    """Return the indices, from 0, of the layers in ``spec``, which are numbered from ``first``."""
+    allowed = f"give a comma-separated list of different numbers from {first} to {last}, or {otherwise}."
     try:
         numbers = [int(part) for part in spec.split(",")]
     except ValueError:
-        raise ValueError(f"{option} is {spec!r}, which is no list of layer numbers; {allowed}") from None
+        raise ValueError(f"{option} is {spec!r}, which is not a list of layer numbers; {allowed}") from None
     missing = [str(n) for n in numbers if not first <= n <= last]
     if missing:
         raise ValueError(f"{option} names layer {', '.join(missing)}, which the {side} does not have; {allowed}")
@@ -72,12 +72,12 @@ def _listed(spec: str, option: str, first: int, last: int, side: str, otherwise:
 
 
 def keep_layers(state: dict[str, Any], side: str, kept: Sequence[int]) -> dict[str, Any]:
-    """Return the parameters of a model without the layers that are pruned; those of one that has been are not changed.
+    """Return the parameters of a model without its pruned layers; those of a model pruned earlier stay as they are.
 
     Args:
-        state: parameters by name; those of layer i of the encoder begin with ``encoder.layers.i.``.
+        state: parameters by name; names of those in layer i of the encoder begin with ``encoder.layers.i.``.
         side: ``encoder`` or ``decoder``.
-        kept: indices of the layers that stay, in order; they become layers 0, 1, …
+        kept: indices of the layers to keep, in order; they become layers 0, 1, …
     """
     layer_of = {name: re.match(rf"{side}\.layers\.(\d+)\.", name) for name in state}
     if {int(match[1]) for match in layer_of.values() if match} == set(range(len(kept))):

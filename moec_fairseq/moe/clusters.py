@@ -11,14 +11,14 @@ class ExpertClusters:
     """N experts in C clusters of equal size; cluster c holds experts c·N/C … (c+1)·N/C − 1 (MoEC, section 3.1).
 
     Raises:
-        ValueError: the experts cannot be cut into clusters of equal size.
+        ValueError: the experts cannot be divided into clusters of equal size.
     """
 
     num_experts: int
     num_clusters: int
 
     def __post_init__(self) -> None:
-        """Refuse sizes that do not divide."""
+        """Reject sizes that do not divide."""
         if self.num_experts < 1:
             raise ValueError(
                 f"A MoE layer needs at least 1 expert, but --moe-expert-count is {self.num_experts}; "
@@ -37,5 +37,5 @@ class ExpertClusters:
         return self.num_experts // self.num_clusters
 
     def cluster_of(self, experts: Tensor) -> Tensor:
-        """Map expert numbers to cluster numbers, any shape."""
+        """Map expert IDs to cluster IDs, any shape."""
         return torch.div(experts, self.cluster_size, rounding_mode="floor")

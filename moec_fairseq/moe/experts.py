@@ -7,18 +7,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moec_fairseq.moe.expert_parallel import ExpertParallelGroups, Shard
 from moec_fairseq.moe.feed_forward import Activation, GroupedFeedForward
-from moec_fairseq.moe.ranks import Ranks
-from moec_fairseq.moe.shards import Shard
 
 
 class ExpertSublayer(nn.Module):
-    """One residual feed-forward block of N experts: x + W2·act(W1·LayerNorm(x)), W2 = 0 at the start (BASE layers).
+    """One residual feed-forward block of N experts: x + W2·act(W1·LayerNorm(x)), initially W2 = 0 (BASE layers).
 
-    The parameters of all experts are stacked in dimension 0, so that a rank owns a slice of each.
+    The parameters of all experts are stacked in dimension 0, so a rank owns a slice of each.
 
     Args:
-        shard: the N experts that are kept here, out of those of all ranks.
+        shard: the experts of this rank, among those of all ranks.
         dim: model dimension D.
         ffn_dim: hidden dimension F.
         activation: the non-linearity.
@@ -34,10 +33,10 @@ class ExpertSublayer(nn.Module):
         self.b1_NF = nn.Parameter(torch.zeros(num_experts, ffn_dim))
         self.w2_NDF = nn.Parameter(torch.zeros(num_experts, dim, ffn_dim))
         self.b2_ND = nn.Parameter(torch.zeros(num_experts, dim))
-        # nn.Linear's own initialisation, for each expert
+        # the initialisation of nn.Linear, for each expert
         draw = torch.empty(ffn_dim, dim)
         for expert in range(shard.num_experts):
-            # every rank draws all experts, so that they are the same for any number of ranks
+            # every rank draws all experts, so that they do not depend on the number of ranks
             nn.init.uniform_(draw, -1 / math.sqrt(dim), 1 / math.sqrt(dim))
             if expert in shard.experts:
                 self.w1_NFD.data[expert - shard.experts.start].copy_(draw)
@@ -52,28 +51,31 @@ class ExpertSublayer(nn.Module):
             parameters: used instead of the module's own, in the same order.
         """
         *norm, w1_NFD, b1_NF, w2_NDF, b2_ND = self.parameters() if parameters is None else parameters
-        # autocast knows no products inside of an autograd function
+        # autocast does not reach products inside an autograd function
         dtype = matmul_dtype(tokens_AD)
         linear = (p.to(dtype) for p in (w1_NFD, b1_NF, w2_NDF, b2_ND))
         keep = torch.is_grad_enabled()
         with torch.autocast(tokens_AD.device.type, enabled=False):
             return tokens_AD + GroupedFeedForward.apply(self.activation, counts, keep, tokens_AD, *norm, *linear)
 
-    def difference(self, tokens_TD: Tensor, expert_T: Tensor) -> Tensor:
-        """Return what expert ``expert_T[t]`` adds to token t, in operations that TorchScript knows."""
-        difference_TD = torch.zeros_like(tokens_TD)
+    def residual(self, tokens_TD: Tensor, expert_T: Tensor) -> Tensor:
+        """Return what expert ``expert_T[t]`` adds to token t, by plain autograd: the reference for ``forward``.
+
+        Tokens may come in any order. TorchScript and tracing use it, too.
+        """
+        residual_TD = torch.zeros_like(tokens_TD)
         for i in range(len(self.w1_NFD)):
             token_A = (expert_T == i).nonzero().squeeze(1)
             own_AD = tokens_TD[token_A]
             x = F.layer_norm(own_AD, own_AD.shape[-1:], self.norm_weight_ND[i], self.norm_bias_ND[i])
             hidden = self.activation(F.linear(x.to(self.w1_NFD.dtype), self.w1_NFD[i], self.b1_NF[i]))
             result = F.linear(hidden, self.w2_NDF[i], self.b2_ND[i])
-            difference_TD = difference_TD.index_copy(0, token_A, result.to(tokens_TD.dtype))
-        return difference_TD
+            residual_TD = residual_TD.index_copy(0, token_A, result.to(tokens_TD.dtype))
+        return residual_TD
 
 
 def matmul_dtype(tensor: Tensor) -> torch.dtype:
-    """Return the dtype of products of ``tensor`` here: its own, or that of autocast."""
+    """Return the dtype of products of ``tensor`` in the current context: its own, or that of autocast."""
     one = tensor.new_empty(1, 1)
     return torch.mm(one, one).dtype
 
@@ -81,18 +83,19 @@ def matmul_dtype(tensor: Tensor) -> torch.dtype:
 class Experts(nn.Module):
     """N experts, each a stack of residual feed-forward blocks; a new expert is the identity.
 
-    On several ranks this one keeps its shard. Training brings tokens to experts. Evaluation brings all experts to
-    every rank, once for each time the model is switched to it, because ranks then make different numbers of steps
-    (beam search) and cannot wait for each other; or it does as training, where they are too many for that.
+    In a job of several processes, each rank keeps its shard. Training sends tokens to the experts. Evaluation gathers
+    all experts on every rank, once each time the model is switched to evaluation, because there ranks take different
+    numbers of steps (beam search) and cannot wait for each other. Where memory is too small for all experts,
+    evaluation can send tokens as training does.
 
     Args:
-        num_experts: N, all ranks together.
+        num_experts: N, of all ranks together.
         dim: model dimension D.
         ffn_dim: hidden dimension F.
         sublayers: blocks per expert, 3 in the published WMT recipe.
         activation: the non-linearity.
-        ranks: the processes that share the experts; None if there is one.
-        gather: whether evaluation brings all experts here.
+        groups: the processes that share the experts; None if there is only one.
+        gather: whether evaluation gathers all experts.
 
     Raises:
         ValueError: fewer than one sublayer or hidden unit.
@@ -105,7 +108,7 @@ class Experts(nn.Module):
         ffn_dim: int,
         sublayers: int = 1,
         activation: Activation = F.relu,
-        ranks: Ranks | None = None,
+        groups: ExpertParallelGroups | None = None,
         gather: bool = True,
     ) -> None:
         super().__init__()
@@ -113,49 +116,49 @@ class Experts(nn.Module):
             raise ValueError(f"--moec-sublayers is {sublayers}, but an expert needs 1 block or more.")
         if ffn_dim < 1:
             raise ValueError(f"--moec-expert-ffn-embed-dim is {ffn_dim}, but an expert needs 1 hidden unit or more.")
-        shard = Shard(num_experts) if ranks is None else ranks.shard
+        shard = Shard(num_experts) if groups is None else groups.shard
         self.sublayers = nn.ModuleList(ExpertSublayer(shard, dim, ffn_dim, activation) for _ in range(sublayers))
-        self.ranks = ranks
+        self.groups = groups
         self.gather = gather
-        self._everyone = list[list[Tensor]]()
+        self._gathered = list[list[Tensor]]()
         self._versions = list[int]()
-        if ranks is not None:
-            ranks.own_gradients(self)
+        if groups is not None:
+            groups.own_gradients(self)
 
     def train(self, mode: bool = True) -> "Experts":
-        """Switch between training and evaluation; training gives up the experts of other ranks."""
+        """Switch between training and evaluation; training frees the experts of other ranks."""
         if mode:
-            self._everyone = []
+            self._gathered = []
         return super().train(mode)
 
     @torch.jit.unused
     def forward(self, tokens_AD: Tensor, counts_N: Tensor) -> Tensor:
         """Apply expert i to its ``counts_N[i]`` tokens; ``tokens_AD`` is grouped by expert.
 
-        The experts are those of this rank in training, all of them in evaluation (if they are gathered).
+        The experts are those of this rank in training, and all of them in evaluation if they are gathered.
         """
         counts = counts_N.tolist()
-        all_here = self.gather and not self.training and self.ranks is not None
-        gathered = self._gathered() if all_here else [None] * len(self.sublayers)
-        for sublayer, parameters in zip(self.sublayers, gathered, strict=True):
-            tokens_AD = sublayer(tokens_AD, counts, parameters)
+        all_here = self.gather and not self.training and self.groups is not None
+        parameters = self._gather_parameters() if all_here else [None] * len(self.sublayers)
+        for sublayer, gathered in zip(self.sublayers, parameters, strict=True):
+            tokens_AD = sublayer(tokens_AD, counts, gathered)
         return tokens_AD
 
-    def difference(self, tokens_TD: Tensor, expert_T: Tensor) -> Tensor:
-        """Return E(h) − h of each token and its expert, for evaluation, in operations that TorchScript knows."""
-        assert self.ranks is None, "a model is exported from one process, which has all experts"
-        difference_TD = torch.zeros_like(tokens_TD)
+    def residual(self, tokens_TD: Tensor, expert_T: Tensor) -> Tensor:
+        """Return E(h) − h of each token, by plain autograd (see ``ExpertSublayer.residual``)."""
+        assert self.groups is None, "a model is exported from one process, which has all experts"
+        residual_TD = torch.zeros_like(tokens_TD)
         for sublayer in self.sublayers:
-            difference_TD = difference_TD + sublayer.difference(tokens_TD + difference_TD, expert_T)  # type: ignore[operator]
-        return difference_TD
+            residual_TD = residual_TD + sublayer.residual(tokens_TD + residual_TD, expert_T)  # type: ignore[operator]
+        return residual_TD
 
     @torch.no_grad()
-    def _gathered(self) -> Sequence[list[Tensor] | None]:
-        """Return the parameters of all experts; all ranks come here together the first time after an update."""
-        assert self.ranks is not None
-        # averages of parameters (--store-ema) are updated while the model is in evaluation
+    def _gather_parameters(self) -> Sequence[list[Tensor] | None]:
+        """Return the parameters of all experts; all ranks call this together the first time after an update."""
+        assert self.groups is not None
+        # moving averages of parameters (--store-ema) are updated while their model is in evaluation mode
         versions = [parameter._version for parameter in self.parameters()]
-        if not self._everyone or versions != self._versions:
-            self._everyone = [[self.ranks.gather(p) for p in sublayer.parameters()] for sublayer in self.sublayers]
+        if not self._gathered or versions != self._versions:
+            self._gathered = [[self.groups.gather(p) for p in sublayer.parameters()] for sublayer in self.sublayers]
             self._versions = versions
-        return self._everyone
+        return self._gathered

@@ -1,4 +1,4 @@
-"""The feed-forward blocks of many experts, computed and differentiated expert by expert."""
+"""The feed-forward blocks of many experts, with a backward pass that goes expert by expert."""
 
 from collections.abc import Callable
 from itertools import accumulate
@@ -16,16 +16,17 @@ NORM_EPS = 1e-5  # nn.LayerNorm's own
 
 
 def _segments(counts: list[int]) -> list[slice]:
-    """Return where the tokens of each expert are."""
+    """Return the slice of each expert's tokens."""
     return [slice(end - count, end) for end, count in zip(accumulate(counts), counts, strict=True)]
 
 
 class GroupedFeedForward(torch.autograd.Function):
     """W2·act(W1·LayerNorm(x) + b1) + b2 with the weights of each token's expert.
 
-    Autograd through a loop over experts would write every gradient twice, once for each expert and once into the
-    stack of all, and could not run experts side by side. Here each gradient goes straight to its place, and the
-    tensors of an expert stay in the cache from its first product to its last.
+    Autograd through a loop over experts would write every gradient twice, once per expert and once into the stack of
+    all experts, and could not run experts in parallel. Here each gradient is written directly to its place, and the
+    tensors of an expert stay in the cache from its first product to its last. ``ExpertSublayer.residual`` is the same
+    by plain autograd.
     """
 
     @staticmethod
@@ -43,10 +44,10 @@ class GroupedFeedForward(torch.autograd.Function):
             ctx: autograd's.
             activation: the non-linearity.
             counts: tokens of each expert.
-            keep: keep what the backward pass needs.
+            keep: whether to keep what the backward pass needs.
             tokens_AD: tokens grouped by expert.
             parameters: (N, D) weight and (N, D) bias of the LayerNorm, (N, F, D) W1, (N, F) b1, (N, D, F) W2, (N, D)
-                b2; the four last have the dtype of the products, which is that of the result.
+                b2; the last four have the dtype of the products and of the result.
         """
         outputs_AD = torch.empty_like(tokens_AD, dtype=parameters[-1].dtype)
         segments = _segments(counts)
@@ -83,8 +84,8 @@ class GroupedFeedForward(torch.autograd.Function):
                 d_norm_weight, d_norm_bias, d_w1, d_b1, d_w2, d_b2 = (g[i] for g in gradients)
                 own, d_y = tokens_AD[segments[i]], pad_for_products(d_outputs_AD[segments[i]])
                 x, mean, rstd, hidden = ctx.kept[i]
-                # rows of padding, act(b1) in the middle, add nothing to a gradient: they are 0 in x and d_y;
-                # the activation is computed again: that costs less than the memory for its result
+                # padding rows, act(b1) in the hidden layer, do not affect any gradient: they are 0 in x and d_y;
+                # the activation is recomputed, which costs less than the memory for its result
                 with torch.enable_grad():
                     activated = ctx.activation(hidden.requires_grad_())
                 torch.sum(d_y, 0, out=d_b2)

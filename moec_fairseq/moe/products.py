@@ -1,10 +1,10 @@
-"""Matrix products of a few tokens with large weights, as fast as the machine can do them."""
+"""Fast matrix products of a few tokens with large weights."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Tokens of an expert are many or few, never the same number twice; these many leading bits of it are kept.
+# The number of tokens of an expert varies from batch to batch; it is rounded up to this many significant bits.
 SIGNIFICANT_BITS = 5
 
 
@@ -14,7 +14,7 @@ def _onednn_product(a_MK: Tensor, b_NK: Tensor) -> Tensor:
 
 
 def _onednn_works() -> bool:
-    """Whether this torch has oneDNN's product of float32 matrices, which has no public name, as we know it."""
+    """Whether this torch has oneDNN's product of float32 matrices, a private operator, with the expected interface."""
     try:
         return torch.equal(_onednn_product(torch.ones(3, 2), torch.tensor([[1.0, 2.0]])), torch.full((3, 1), 3.0))
     except (AttributeError, NotImplementedError, RuntimeError, TypeError):
@@ -27,8 +27,8 @@ HAS_ONEDNN = _onednn_works()
 def product(a_MK: Tensor, b_NK: Tensor) -> Tensor:
     """Return a·bᵀ, (M, N).
 
-    torch sends float32 products on CPU to MKL, which first copies the weights into its own order. With some dozens of
-    tokens for each expert that takes about as long as the product; oneDNN spends less on it.
+    torch computes float32 products on CPU with MKL, which first copies the weights into its own layout. With a few
+    dozen tokens per expert that takes about as long as the product itself; oneDNN spends less time on it.
     """
     if HAS_ONEDNN and a_MK.dtype == b_NK.dtype == torch.float32 and a_MK.device.type == "cpu" and a_MK.numel():
         return _onednn_product(a_MK, b_NK)
@@ -36,9 +36,9 @@ def product(a_MK: Tensor, b_NK: Tensor) -> Tensor:
 
 
 def pad_for_products(x_MK: Tensor) -> Tensor:
-    """Return x with rows of zeros below it, at most one to each 16 rows, such that few numbers of rows M are left.
+    """Return x with rows of zeros appended, at most one per 16 rows, so that only a few values of M occur.
 
-    On CPU oneDNN writes code for every new shape, which takes 10 times as long as a product of an expert's tokens.
+    On CPU oneDNN compiles code for every new shape, which takes 10 times as long as the product for one expert.
     """
     rows = x_MK.shape[0]
     step = 1 << max(rows.bit_length() - SIGNIFICANT_BITS, 0)

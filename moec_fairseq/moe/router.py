@@ -1,8 +1,9 @@
 """The router: tokens -> Routing."""
 
+import re
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,17 @@ from torch.nn import functional as F
 from moec_fairseq.moe.clusters import ExpertClusters
 
 INITIAL_TEMPERATURE = 0.07
+# names of parameters up to version 0.2 -> names now
+RENAMED = {"reduction.weight": "query_proj.weight", "experts_NK": "expert_embeddings_NK"}
+
+
+def rename_old_parameters(state: dict[str, Any]) -> None:
+    """Give the routers' parameters in a state dict their current names, in place; the order stays the same."""
+    pattern = re.compile(rf"((?:.*\.)?router\.)({'|'.join(map(re.escape, RENAMED))})")
+    for name in list(state):
+        match = pattern.fullmatch(name)
+        # every value moves to the end in turn, so that the order, by which optimizers know parameters, stays
+        state[match[1] + RENAMED[match[2]] if match else name] = state.pop(name)
 
 
 @dataclass(frozen=True)
@@ -19,34 +31,34 @@ class Routing:
 
     Attributes:
         clusters: how the N experts of the layer are grouped.
-        experts_S: numbers of the experts in play, sorted, int64.
-        scores_TS: score of each token for each expert in play; finite.
-        expert_T: number of the one expert chosen for each token, int64.
-        mix_T: mixing weight α of the expert's output, in (0, 1).
+        active_ids_S: IDs of the active experts, sorted, int64.
+        scores_TS: score of each token for each active expert; finite.
+        expert_T: ID of the expert chosen for each token, int64.
+        gate_T: gate α, the weight of the expert's output, in (0, 1).
     """
 
     clusters: ExpertClusters
-    experts_S: Tensor
+    active_ids_S: Tensor
     scores_TS: Tensor
     expert_T: Tensor
-    mix_T: Tensor
+    gate_T: Tensor
 
 
-def cosine_scores(tokens_TK: Tensor, experts_SK: Tensor, min_norm: float = 1e-4) -> Tensor:
-    """Return the cosine of each token and each expert, norms floored at ``min_norm``, (T, S)."""
-    return F.linear(F.normalize(tokens_TK, dim=-1, eps=min_norm), F.normalize(experts_SK, dim=-1, eps=min_norm))
+def cosine_scores(queries_TK: Tensor, embeddings_SK: Tensor, min_norm: float = 1e-4) -> Tensor:
+    """Return the cosine of each query and each embedding, (T, S); norms are floored at ``min_norm``."""
+    return F.linear(F.normalize(queries_TK, dim=-1, eps=min_norm), F.normalize(embeddings_SK, dim=-1, eps=min_norm))
 
 
-def dot_scores(tokens_TK: Tensor, experts_SK: Tensor) -> Tensor:
-    """Return the dot product of each token and each expert, (T, S)."""
-    return F.linear(tokens_TK, experts_SK)
+def dot_scores(queries_TK: Tensor, embeddings_SK: Tensor) -> Tensor:
+    """Return the dot product of each query and each embedding, (T, S)."""
+    return F.linear(queries_TK, embeddings_SK)
 
 
 SCORES = {"cosine": cosine_scores, "dot": dot_scores}
 
 
 def replace_non_finite(scores: Tensor) -> Tensor:
-    """Replace every NaN and ±inf by the smallest finite score (by 0 if there is none): assignment must never fail."""
+    """Replace every NaN and ±inf by the smallest finite score (by 0 if there is none): routing must never fail."""
     finite = scores.isfinite()
     zero = scores.new_zeros(1)
     smallest = scores.detach().masked_fill(~finite, torch.inf).amin() if scores.numel() > 0 else zero
@@ -56,15 +68,15 @@ def replace_non_finite(scores: Tensor) -> Tensor:
 class Router(nn.Module):
     """Top-1 router in a low-rank space (MoEC, section 3.1; X-MoE's cosine score).
 
-    r = W_r h; s_i = score(r, e_i); the token goes to a = argmax_i s_i over the experts in play, and the expert's
-    output is mixed in with weight α = sigmoid(s_a / τ), τ learned.
+    r = W_r h; s_i = score(r, e_i); the token goes to a = argmax_i s_i over the active experts, and the output of that
+    expert is weighted by the gate α = sigmoid(s_a / τ), τ learned.
 
     Args:
         dim: model dimension D.
         clusters: the experts and their clusters.
         score: ``cosine`` or ``dot``.
         reduced_dim: K of W_r; 0 compares in the model dimension, without W_r.
-        fp32: do the arithmetic in float32 whatever the model's dtype.
+        fp32: compute in float32 whatever the model's dtype.
 
     Raises:
         ValueError: unknown score, or a negative ``reduced_dim``.
@@ -85,30 +97,30 @@ class Router(nn.Module):
         self.clusters = clusters
         self.score = SCORES[score]
         self.fp32 = fp32
-        self.reduction = nn.Linear(dim, reduced_dim, bias=False) if reduced_dim else None
-        self.experts_NK = nn.Parameter(torch.empty(clusters.num_experts, reduced_dim or dim))
+        self.query_proj = nn.Linear(dim, reduced_dim, bias=False) if reduced_dim else None
+        self.expert_embeddings_NK = nn.Parameter(torch.empty(clusters.num_experts, reduced_dim or dim))
         self.temperature = nn.Parameter(torch.tensor([INITIAL_TEMPERATURE]))
-        nn.init.orthogonal_(self.experts_NK, gain=0.1)
+        nn.init.orthogonal_(self.expert_embeddings_NK, gain=0.1)
 
     @torch.jit.unused
-    def forward(self, tokens_TD: Tensor, experts_S: Tensor) -> Routing:
-        """Assign each token to one of the experts in play ``experts_S`` (sorted expert numbers)."""
+    def forward(self, tokens_TD: Tensor, active_ids_S: Tensor) -> Routing:
+        """Route each token to one of the active experts ``active_ids_S`` (sorted IDs)."""
         # autocast would lower the precision of the products below
         precision = torch.autocast(tokens_TD.device.type, enabled=False) if self.fp32 else nullcontext()
         with precision:
-            scores_TS, expert_T, mix_T = self.assign(tokens_TD, experts_S)
-        return Routing(self.clusters, experts_S, scores_TS, expert_T, mix_T)
+            scores_TS, expert_T, gate_T = self.assign(tokens_TD, active_ids_S)
+        return Routing(self.clusters, active_ids_S, scores_TS, expert_T, gate_T)
 
-    def assign(self, tokens_TD: Tensor, experts_S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return scores (T, S), expert (T,) and mixing weight (T,); TorchScript reads this, too."""
-        dtype = torch.promote_types(tokens_TD.dtype, torch.float32) if self.fp32 else self.experts_NK.dtype
-        tokens_TK = tokens_TD.to(dtype)
-        if self.reduction is not None:
-            tokens_TK = F.linear(tokens_TK, self.reduction.weight.to(dtype))
-        experts_SK = self.experts_NK.to(dtype)
-        if len(experts_S) < len(experts_SK):
-            experts_SK = experts_SK[experts_S]
-        scores_TS = replace_non_finite(self.score(tokens_TK, experts_SK))
+    def assign(self, tokens_TD: Tensor, active_ids_S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return scores (T, S), expert (T,) and gate (T,); TorchScript compiles this, too."""
+        dtype = torch.promote_types(tokens_TD.dtype, torch.float32) if self.fp32 else self.expert_embeddings_NK.dtype
+        queries_TK = tokens_TD.to(dtype)
+        if self.query_proj is not None:
+            queries_TK = F.linear(queries_TK, self.query_proj.weight.to(dtype))
+        embeddings_SK = self.expert_embeddings_NK.to(dtype)
+        if len(active_ids_S) < len(embeddings_SK):
+            embeddings_SK = embeddings_SK[active_ids_S]
+        scores_TS = replace_non_finite(self.score(queries_TK, embeddings_SK))
         best_T, index_T = scores_TS.max(dim=-1)
-        mix_T = torch.sigmoid(best_T / self.temperature.to(best_T.dtype).clamp(min=self.min_temperature))
-        return scores_TS, experts_S[index_T], mix_T
+        gate_T = torch.sigmoid(best_T / self.temperature.to(best_T.dtype).clamp(min=self.min_temperature))
+        return scores_TS, active_ids_S[index_T], gate_T

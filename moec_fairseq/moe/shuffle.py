@@ -1,4 +1,4 @@
-"""Tokens to random ranks before they are routed."""
+"""Shuffle tokens across ranks before they are routed."""
 
 from dataclasses import dataclass
 
@@ -7,18 +7,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 from moec_fairseq.moe.exchange import UnequalAllToAll
-from moec_fairseq.moe.ranks import Ranks
+from moec_fairseq.moe.expert_parallel import ExpertParallelGroups
 
 
 @dataclass(frozen=True)
 class Shuffled:
-    """Tokens from random places of all partners, and the way back.
+    """Tokens from random ranks of the expert-parallel group, and what ``gather`` needs to return them.
 
     Attributes:
-        tokens_TD: tokens that are here now.
+        tokens_TD: the tokens that this rank has now.
         order_T: order in which this rank's own tokens were sent.
-        send: tokens that went to each partner.
-        receive: tokens that came from each partner.
+        send: tokens sent to each rank of the group.
+        receive: tokens received from each rank of the group.
     """
 
     tokens_TD: Tensor
@@ -28,42 +28,42 @@ class Shuffled:
 
 
 class TokenShuffle:
-    """Breaks up batches whose tokens are alike (BASE layers): each rank routes tokens of all sentences.
+    """Breaks up batches of similar tokens (BASE layers): each rank routes tokens from the sentences of all ranks.
 
-    fairseq seeds torch with the number of the update, so that a resumed run shuffles as the undisturbed one.
+    fairseq seeds torch at every update, so a resumed run shuffles exactly as an uninterrupted one.
 
     Args:
-        ranks: the processes that share the experts.
+        groups: the processes that share the experts.
     """
 
-    def __init__(self, ranks: Ranks) -> None:
-        self.ranks = ranks
+    def __init__(self, groups: ExpertParallelGroups) -> None:
+        self.groups = groups
 
     def scatter(self, tokens_TD: Tensor) -> Shuffled:
-        """Send each token to a random partner, (almost) the same number to each that has tokens itself.
+        """Send each token to a random rank, (almost) equally many to each rank that has tokens itself.
 
-        Who has none has a dummy batch, whose gradients fairseq ignores: it must not route the tokens of others.
+        A rank without tokens has a dummy batch, whose gradients fairseq ignores: it must not route tokens of others.
         """
-        partners = self.ranks.partners
+        group = self.groups.parallel
         order_T = torch.randperm(len(tokens_TD), device=tokens_TD.device)
-        lengths_R = order_T.new_empty(self.ranks.shard.num_ranks)
-        dist.all_gather(list(lengths_R.chunk(len(lengths_R))), order_T.new_tensor([len(tokens_TD)]), group=partners)
-        lengths, rank = lengths_R.tolist(), dist.get_rank(partners)
+        lengths_R = order_T.new_empty(self.groups.shard.num_ranks)
+        dist.all_gather(list(lengths_R.chunk(len(lengths_R))), order_T.new_tensor([len(tokens_TD)]), group=group)
+        lengths, rank = lengths_R.tolist(), dist.get_rank(group)
         send = _shares(len(tokens_TD), lengths)
         receive = [_shares(length, lengths)[rank] for length in lengths]
-        rows = UnequalAllToAll.apply(partners, tokens_TD.index_select(0, order_T), send, receive)
+        rows = UnequalAllToAll.apply(group, tokens_TD.index_select(0, order_T), send, receive)
         return Shuffled(rows, order_T, send, receive)
 
     def gather(self, values_TD: Tensor, shuffled: Shuffled) -> Tensor:
-        """Bring values back to the places of their tokens."""
-        rows = UnequalAllToAll.apply(self.ranks.partners, values_TD, shuffled.receive, shuffled.send)
+        """Send values back and return them in the order of their tokens."""
+        rows = UnequalAllToAll.apply(self.groups.parallel, values_TD, shuffled.receive, shuffled.send)
         return rows.index_select(0, torch.argsort(shuffled.order_T))
 
 
 def _shares(tokens: int, lengths: list[int]) -> list[int]:
-    """Return how many of a rank's tokens go to each, by the numbers of tokens of all."""
+    """Return how many of a rank's tokens go to each rank, given the number of tokens of each."""
     ranks = [rank for rank, length in enumerate(lengths) if length]
     shares = [0] * len(lengths)
-    for place, rank in enumerate(ranks):
-        shares[rank] = tokens // len(ranks) + (place < tokens % len(ranks))
+    for i, rank in enumerate(ranks):
+        shares[rank] = tokens // len(ranks) + (i < tokens % len(ranks))
     return shares

@@ -10,25 +10,24 @@ from fairseq.optim import FairseqOptimizer, register_optimizer
 from fairseq.optim.adam import Adam, FairseqAdam, FairseqAdamConfig
 from torch import Tensor
 
-# Not in torch 1.13; on CPU since 2.4.
-_FUSED = getattr(torch, "_fused_adamw_", None)
+from moec_fairseq.compat.versions import FUSED_ADAMW
 
 
 def _is_fused(parameter: Tensor) -> bool:
-    """Whether torch's kernel takes this parameter: it keeps the averages in the parameter's own dtype."""
+    """Whether torch's kernel supports this parameter: it keeps the averages in the parameter's dtype."""
     return parameter.dtype in (torch.float32, torch.float64) and parameter.device.type in ("cpu", "cuda")
 
 
 class SinglePassAdam(Adam):
     """fairseq's ``Adam``: same formula, same state, but torch's fused kernel instead of six passes over all values.
 
-    The optimizer touches all experts in every update, the model only the active ones, so that its share of a step
-    grows with the number of experts.
+    In every update the optimizer touches all parameters of all experts, so its share of the time of a step grows with
+    the number of experts.
     """
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make one update."""
-        if _FUSED is None or not all(_is_fused(p) for group in self.param_groups for p in group["params"]):
+        if FUSED_ADAMW is None or not all(_is_fused(p) for group in self.param_groups for p in group["params"]):
             return super().step(closure)
         loss = closure() if closure is not None else None
         for group in self.param_groups:
@@ -37,7 +36,7 @@ class SinglePassAdam(Adam):
         return loss
 
     def _advance(self, parameters: Iterable[Tensor]) -> dict[int, list[Tensor]]:
-        """Count the update in the states of the parameters that have a gradient; return them by their count."""
+        """Increment the step of each parameter that has a gradient; return the parameters by step."""
         by_step = defaultdict(list)
         for parameter in parameters:
             if parameter.grad is not None:
@@ -52,8 +51,8 @@ class SinglePassAdam(Adam):
     def _update(self, group: dict[str, Any], step: int, parameters: list[Tensor]) -> None:
         beta1, beta2 = group["betas"]
         states = [self.state[parameter] for parameter in parameters]
-        assert _FUSED is not None
-        _FUSED(
+        assert FUSED_ADAMW is not None
+        FUSED_ADAMW(
             parameters,
             [parameter.grad for parameter in parameters],
             [state["exp_avg"] for state in states],
@@ -73,7 +72,7 @@ class SinglePassAdam(Adam):
 
 @register_optimizer("fused_adam", dataclass=FairseqAdamConfig)
 class FusedAdam(FairseqAdam):
-    """``--optimizer fused_adam``: fairseq's ``adam``, faster where a model has many experts.
+    """``--optimizer fused_adam``: fairseq's ``adam``, faster for models with many experts.
 
     Raises:
         ValueError: options of ``adam`` that need apex or a TPU.
@@ -82,5 +81,7 @@ class FusedAdam(FairseqAdam):
     def __init__(self, cfg: Any, params: Iterable[Tensor]) -> None:
         FairseqOptimizer.__init__(self, cfg)
         if cfg.tpu or cfg.fp16_adam_stats:
-            raise ValueError("--optimizer fused_adam knows neither --tpu nor --fp16-adam-stats; give --optimizer adam.")
+            raise ValueError(
+                "--optimizer fused_adam supports neither --tpu nor --fp16-adam-stats; give --optimizer adam."
+            )
         self._optimizer = SinglePassAdam(params, **self.optimizer_config)

@@ -3,8 +3,7 @@ from functools import partial
 import pytest
 import torch
 
-from moec_fairseq.bench.memory import peak
-from moec_fairseq.bench.timing import Contender
+from moec_fairseq.bench.measure import Contender, peak
 
 MIB = 2**20
 
@@ -24,6 +23,6 @@ def test_a_known_amount():
 
 
 def test_a_failure_is_told(capfd):
-    with pytest.raises(RuntimeError, match="ended with 1"):
+    with pytest.raises(RuntimeError, match="ended with exit code 1"):
         peak(fail, torch.device("cpu"))
     assert "MemoryError" in capfd.readouterr().err

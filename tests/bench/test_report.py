@@ -3,8 +3,8 @@ import json
 import pytest
 
 from moec_fairseq.bench.layer import exponent
+from moec_fairseq.bench.measure import Times
 from moec_fairseq.bench.report import Target, rows_of, table, target_table, write_json
-from moec_fairseq.bench.timing import Times
 
 TIMES = {"dense": Times([0.1, 0.1], [0.3, 0.3]), "moec 8": Times([0.2, 0.2], [0.4, 0.8])}
 SIZES = {"dense": (0, 1000), "moec 8": (8, 1000)}

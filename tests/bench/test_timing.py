@@ -1,6 +1,6 @@
 import torch
 
-from moec_fairseq.bench.timing import Contender, Times, interleave, ratio
+from moec_fairseq.bench.measure import Contender, Times, interleave, ratio
 
 
 def test_contenders_take_turns_and_warm_up_does_not_count():

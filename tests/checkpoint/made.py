@@ -35,7 +35,7 @@ def whole(n: int = 4, updates: int = 100, start: float = 0.0, dtype: torch.dtype
         EMBED: embedding,
         "encoder.embed_positions._float_tensor": torch.zeros(1),
         "encoder.layers.0.fc1.weight": tensor(3, 3, number=1),
-        "encoder.layers.0.moe.router.experts_NK": tensor(n, 2, number=2),
+        "encoder.layers.0.moe.router.expert_embeddings_NK": tensor(n, 2, number=2),
         W1: tensor(n, 2, 3, number=3),
         B1: tensor(n, 2, number=4),
         "encoder.layers.0.final_layer_norm.weight": tensor(3, number=5),
@@ -46,7 +46,7 @@ def whole(n: int = 4, updates: int = 100, start: float = 0.0, dtype: torch.dtype
         "decoder.steps": torch.tensor([updates]),
     }
     names = [EMBED, *(name for name in model if "weight" in name and name not in (EMBED, *TIED))]
-    order = [EMBED, names[1], "encoder.layers.0.moe.router.experts_NK", W1, B1, names[2], DECODER_W1]
+    order = [EMBED, names[1], "encoder.layers.0.moe.router.expert_embeddings_NK", W1, B1, names[2], DECODER_W1]
     adam = {
         index: {"step": updates, "exp_avg": model[name].float() + 0.25, "exp_avg_sq": model[name].float() + 0.5}
         for index, name in enumerate(order)

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from moec_fairseq.checkpoint.average import average
-from moec_fairseq.checkpoint.selection import last_checkpoints
+from moec_fairseq.checkpoint.tools import average
 
 from .made import DECODER_W1, EMBED, TIED, W1, load, names, numbered, save, whole
 
@@ -55,20 +54,6 @@ def test_the_last_of_a_folder(tmp_path):
     save(tmp_path, "checkpoint_best", whole(start=500), 2)
     average([], tmp_path / "mean.pt", last=3, folder=tmp_path, merge=True)
     assert torch.equal(load(tmp_path / "mean.pt")["model"][EMBED], numbered(5, 3, start=10))
-
-
-def test_updates_and_epochs(tmp_path):
-    for name in ("checkpoint1.pt", "checkpoint_1_9-rank-0.pt", "checkpoint_1_9-rank-1.pt", "checkpoint_2_10.pt"):
-        (tmp_path / name).touch()
-    by_update = [tmp_path / "checkpoint_1_9.pt", tmp_path / "checkpoint_2_10.pt"]
-    assert last_checkpoints(tmp_path, 2, "update") == by_update
-    assert last_checkpoints(tmp_path, 1, "epoch") == [tmp_path / "checkpoint1.pt"]
-    with pytest.raises(ValueError, match="give --by epoch or --by update"):
-        last_checkpoints(tmp_path, 1)
-    with pytest.raises(ValueError, match="--last is 3, but .* holds 2 numbered checkpoints by update; give 2 or less"):
-        last_checkpoints(tmp_path, 3, "update")
-    with pytest.raises(ValueError, match="--last is 0; give 1 or more"):
-        last_checkpoints(tmp_path, 0)
 
 
 def untie(state):

@@ -1,6 +1,6 @@
 import pytest
 
-from moec_fairseq.checkpoint.info import info
+from moec_fairseq.checkpoint.tools import info
 
 from .made import save, whole
 

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from moec_fairseq.checkpoint import loading
-from moec_fairseq.checkpoint.merge import merge
+from moec_fairseq.checkpoint.tools import merge
 
 from .made import EMBED, TIED, W1, assert_same, load, names, numbered, save, whole
 
@@ -60,10 +59,9 @@ def test_tied_parameters_stay_one(tmp_path):
     assert {model[name].data_ptr() for name in TIED} == {model[EMBED].data_ptr()}
 
 
-def test_torch_without_mmap(tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "_OPTIONS", {"weights_only": True})
-    merge(save(tmp_path, "a", whole(), 2), tmp_path / "merged.pt")
-    assert_same(load(tmp_path / "merged.pt"), whole())
+def test_into_a_folder(tmp_path):
+    merge(save(tmp_path, "a", whole(), 2), tmp_path)
+    assert_same(load(tmp_path / "a.pt"), whole())
 
 
 def test_over_its_own_name(tmp_path):

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moec_fairseq.checkpoint.reshard import reshard
+from moec_fairseq.checkpoint.tools import reshard
 
 from .made import EXPERT_INDICES, W1, assert_same, load, names, numbered, save, split, whole
 
@@ -116,7 +116,7 @@ def test_nothing_is_written_when_the_disk_is_full(tmp_path, monkeypatch):
     def full(state, file):
         if written:
             raise RuntimeError("unexpected pos")
-        written.append(file.write(b"torn"))
+        written.append(file.write_bytes(b"truncated"))
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match="is the disk full"):

@@ -10,7 +10,7 @@ from .made import assert_same, load
 
 
 def tool(*arguments):
-    command = [sys.executable, "-W", "ignore", "-m", "moec_fairseq.checkpoint", *map(str, arguments)]
+    command = [sys.executable, "-W", "ignore", "-m", "moec_fairseq", "checkpoint", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout

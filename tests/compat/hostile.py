@@ -19,7 +19,7 @@ from fairseq import options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq_cli import generate, interactive, preprocess, train, validate
 
-from moec_fairseq.checkpoint.__main__ import main as moec_checkpoint
+from moec_fairseq.__main__ import main as moec
 from moec_fairseq.models import MoECTransformerModel
 from tests.conftest import USER_DIR
 
@@ -155,9 +155,9 @@ def main(folder: Path) -> None:
 
     def tool(*arguments: str) -> Callable[[], None]:
         def run() -> None:
-            sys.argv = ["moec-checkpoint", *arguments]
+            sys.argv = ["moec", "checkpoint", *arguments]
             with contextlib.redirect_stderr(io.StringIO()) as errors:
-                if moec_checkpoint() != 0:
+                if moec() != 0:
                     raise ValueError(errors.getvalue())
 
         return run
@@ -169,10 +169,10 @@ def main(folder: Path) -> None:
         "fairseq-validate": lambda: validate.main(translate, override_args=copy.deepcopy(given)),
         "fairseq-train --restore-file": lambda: train.main(restore),
         "fairseq-train --finetune-from-model": lambda: train.main(finetune),
-        "moec-checkpoint info": tool("info", file.name),
-        "moec-checkpoint merge": tool("merge", file.name, "--out", "out.pt"),
-        "moec-checkpoint reshard": tool("reshard", file.name, "--ranks", "2", "--out", "shards/"),
-        "moec-checkpoint average": tool("average", file.name, "--out", "out.pt"),
+        "moec checkpoint info": tool("info", file.name),
+        "moec checkpoint merge": tool("merge", file.name, "--out", "out.pt"),
+        "moec checkpoint reshard": tool("reshard", file.name, "--ranks", "2", "--out", "shards/"),
+        "moec checkpoint average": tool("average", file.name, "--out", "out.pt"),
     }
     attack = Attack(folder / "checkpoints/checkpoint_last.pt", file, commands)
     places = [p for p, value in leaves(attack.state["cfg"]) if value is None or isinstance(value, str) or len(p) > 2]

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from moec_fairseq.checkpoint.merge import merge
-from moec_fairseq.checkpoint.reshard import reshard
+from moec_fairseq.checkpoint.tools import merge, reshard
 from tests.parallel.ranks import on_ranks
 from tests.whole_trainings import train, vars_of_training, write_corpus
 
@@ -95,5 +94,5 @@ def test_a_checkpoint_that_is_not_there_or_of_other_experts(source, tmp_path, op
     data, folder, _ = source
     with pytest.raises(ValueError, match=r"there is neither .*/none.pt nor .*/none-rank-0.pt"):
         train(data, tmp_path, *IDLE, option, tmp_path / "none.pt", max_update=1)
-    with pytest.raises(ValueError, match="has 8 experts in a layer, but the model that is trained 16"):
+    with pytest.raises(ValueError, match="has 8 experts in a layer, but the model to be trained 16"):
         train(data, tmp_path, *IDLE, "--moe-expert-count", 16, option, folder / "merged.pt", max_update=1)

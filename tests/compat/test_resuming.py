@@ -1,15 +1,11 @@
 import os
-from types import SimpleNamespace
 
 import pytest
 import torch
-from fairseq.optim.dynamic_loss_scaler import DynamicLossScaler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moec_fairseq.checkpoint.loading import load_state
-from moec_fairseq.checkpoint.optimizer import BUFFER
-from moec_fairseq.compat import resuming
+from moec_fairseq.checkpoint.state import BUFFER, load_state
 from tests.parallel.ranks import on_ranks
 from tests.whole_trainings import Seen, train, train_with_stops, vars_of_training, write_corpus
 
@@ -124,7 +120,7 @@ def test_patience_counts_the_validations_of_the_undisturbed_training(corpora, tm
     assert parts.sentences == whole.sentences
     at_its_end = (folder / "checkpoint_last.pt").read_bytes()
     assert train(corpora[0], folder, *flags).sentences == []
-    assert "was at its end (--patience 3, checkpoint.patience)" in caplog.text
+    assert "was finished (--patience 3, checkpoint.patience)" in caplog.text
     assert (folder / "checkpoint_last.pt").read_bytes() == at_its_end
     # another training that begins with its model
     assert len(train(corpora[0], folder, *flags, "--patience", 2, "--reset-lr-scheduler").sentences) == 3 * EPOCH
@@ -139,7 +135,7 @@ def test_a_training_that_has_made_its_updates_stays_as_it_is(corpora, tmp_path, 
     train(corpora[0], tmp_path, *SHORT, max_update=4)
     at_its_end = (tmp_path / "checkpoint_last.pt").read_bytes()
     assert train(corpora[0], tmp_path, *SHORT, max_update=4).sentences == []
-    assert "was at its end (--max-update 4, optimization.max_update)" in caplog.text and "at update 4" in caplog.text
+    assert "was finished (--max-update 4, optimization.max_update)" in caplog.text and "at update 4" in caplog.text
     assert (tmp_path / "checkpoint_last.pt").read_bytes() == at_its_end
     assert len(train(corpora[0], tmp_path, *SHORT, max_update=6).sentences) == 2
 
@@ -162,36 +158,8 @@ def test_trainings_of_one_process_do_not_see_each_other(corpora, tmp_path):
         assert list((tmp_path / f"{name}--tensorboard-logdir" / "train").iterdir())
 
 
-def test_the_loss_scale_of_fp16_goes_on():
-    """The scale doubles after so many updates in a row without an overflow, wherever the training was stopped."""
-
-    def trainer():
-        scaler = DynamicLossScaler(init_scale=4.0, scale_window=4)
-        checkpoint = SimpleNamespace(patience=-1)
-        ema = SimpleNamespace(store_ema=False)
-        return SimpleNamespace(
-            optimizer=SimpleNamespace(scaler=scaler), cfg=SimpleNamespace(checkpoint=checkpoint, ema=ema)
-        )
-
-    stopped, state = trainer(), {"train_iterator": {"iterations_in_epoch": 3, "epoch": 1}}
-    for _ in range(3):
-        stopped.optimizer.scaler.update()
-    resuming.save_progress(lambda *_: None)(stopped, "x.pt", state)
-    resumed = trainer()
-    resuming.resume(resumed, state)
-    scales = []
-    for _ in range(6):
-        resumed.optimizer.scaler.update()
-        scales.append(resumed.optimizer.scaler.loss_scale)
-    whole, expected = trainer().optimizer.scaler, []
-    for _ in range(9):
-        whole.update()
-        expected.append(whole.loss_scale)
-    assert scales == expected[3:] and 8.0 in scales
-
-
 def test_a_training_of_several_processes_is_not_begun_anew_by_one(corpora, tmp_path):
     (tmp_path / "checkpoint_last-rank-1.pt").touch()
-    with pytest.raises(ValueError, match=r"is there in 2 file\(s\), one for"):
+    with pytest.raises(ValueError, match=r"consists of 2 file\(s\), one for"):
         train(corpora[0], tmp_path, *SHORT, max_update=1)
     assert len(list(tmp_path.iterdir())) == 1

@@ -3,6 +3,8 @@ import torch
 from fairseq.criterions.label_smoothed_cross_entropy import label_smoothed_nll_loss
 from fairseq.logging import metrics
 
+from moec_fairseq.compat import modules
+
 ROUTER_KEYS = {
     f"moe_{key}"
     for key in ("balance", "variance", "spread", "gap", "entropy", "overflow", "load_max", "load_min", "unused")
@@ -51,12 +53,12 @@ def test_an_adaptive_softmax_is_trained_together_with_the_router(build):
     with torch.no_grad():  # where fairseq itself can compute them
         hidden, _ = built.model.eval()(**batch["net_input"])
         softmax, target = built.model.decoder.adaptive_softmax, batch["target"].flatten()
-        log_probs = type(softmax).get_log_prob.__wrapped__(softmax, hidden, None).flatten(end_dim=1)
+        log_probs = modules._get_log_prob(softmax, hidden, None).flatten(end_dim=1)
         losses = label_smoothed_nll_loss(log_probs, target, 0.1, built.criterion.padding_idx)
     torch.testing.assert_close(log["nll_loss"], losses[1])
     torch.testing.assert_close(loss, losses[0] + 0.01 * (log["moe_balance"].sum() + log["moe_variance"].sum()))
     trained = [name for name, p in built.model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0]
-    for part in ("router.experts_NK", "adaptive_softmax.head.weight", "adaptive_softmax.tail.1.2.weight"):
+    for part in ("router.expert_embeddings_NK", "adaptive_softmax.head.weight", "adaptive_softmax.tail.1.2.weight"):
         assert any(name.endswith(part) for name in trained), part
 
 
@@ -70,7 +72,7 @@ def test_training_loss_has_the_gate_loss_and_validation_loss_has_not(build):
     assert log["loss"] == trained and valid_log["loss"] == validated
 
 
-def test_figures_of_micro_batches_and_workers_are_those_of_the_whole(build):
+def test_metrics_of_micro_batches_and_workers_are_those_of_the_whole(build):
     built = build("--dropout", "0", "--moec-expert-dropout", "0")
     first, second = built.batch(seed=1), built.batch(seed=2)
     logs = [built.criterion(built.model, batch)[2] for batch in (first, second)]
@@ -81,14 +83,14 @@ def test_figures_of_micro_batches_and_workers_are_those_of_the_whole(build):
     summed = {key: sum(log[key] for log in logs) for key in keys}
     assert reduced(built.criterion, summed) == together
     # by hand: tokens on the most loaded expert of each layer, over both micro-batches
-    assigned = summed["moe_assigned"]
-    by_hand = (100 * assigned.max(dim=1).values / assigned.sum(dim=1)).mean().item()
+    per_expert = summed["moe_tokens_per_expert"]
+    by_hand = (100 * per_expert.max(dim=1).values / per_expert.sum(dim=1)).mean().item()
     assert together["moe_load_max"] == pytest.approx(by_hand, abs=1e-3)
     tokens = sum(int(b["net_input"]["src_lengths"].sum() + b["ntokens"]) for b in (first, second))
     assert summed["moe_tokens"].sum() == tokens  # no padding
 
 
-def test_dense_transformer_has_no_router_figures(build):
+def test_dense_transformer_has_no_routing_metrics(build):
     built = build("--moe-expert-count", "0")
     _, _, log = built.criterion(built.model, built.batch())
     assert not [key for key in reduced(built.criterion, log) if key.startswith("moe_")]
@@ -97,11 +99,11 @@ def test_dense_transformer_has_no_router_figures(build):
 def test_gradient_of_the_router_comes_from_the_gate_loss(build):
     built = build("--dropout", "0", "--moec-expert-dropout", "0", "--moe-gate-loss-wt", "1")
     built.criterion(built.model, built.batch())[0].backward()
-    with_gate = built.model.moe_layers[0].router.experts_NK.grad.clone()
+    with_gate = built.model.moe_layers[0].router.expert_embeddings_NK.grad.clone()
     built.model.zero_grad()
     built.criterion.gate_loss_weight = 0
     built.criterion(built.model, built.batch())[0].backward()
-    without = built.model.moe_layers[0].router.experts_NK.grad
+    without = built.model.moe_layers[0].router.expert_embeddings_NK.grad
     assert with_gate.norm() > 10 * without.norm()
 
 
@@ -128,7 +130,7 @@ def test_gradient_of_the_router_comes_from_the_gate_loss(build):
         (["--arch", "transformer"], r"needs a model with a MoEC router, but --arch names another; give"),
     ],
 )
-def test_bad_input_is_refused_before_training_in_one_sentence(build, flags, message):
+def test_bad_input_is_rejected_before_training_in_one_sentence(build, flags, message):
     base = ("--criterion", "moec_label_smoothed_cross_entropy")
     architecture = () if "--arch" in flags else ("--arch", "moec_transformer_tiny")
     with pytest.raises(ValueError, match=message) as error:

@@ -8,7 +8,7 @@ import torch
 
 
 def command(*arguments):
-    return [sys.executable, "-u", "-W", "ignore", "-m", "moec_fairseq.evaluate", *map(str, arguments)]
+    return [sys.executable, "-u", "-W", "ignore", "-m", "moec_fairseq", "evaluate", *map(str, arguments)]
 
 
 def evaluate(*arguments):

@@ -9,10 +9,10 @@ import pytest
 from fairseq.tasks import TASK_REGISTRY
 from fairseq_cli import preprocess
 
-from moec_fairseq.evaluate import __main__ as evaluate
+from moec_fairseq.__main__ import main
+from moec_fairseq.evaluate.generate import Binarised, Search, generate
 from moec_fairseq.evaluate.model import model_facts
 from moec_fairseq.evaluate.multilingual import TASK, multilingual
-from moec_fairseq.evaluate.translate import Numbered, Search, generate
 from tests.conftest import ADAM, CRITERION, LETTERS, SCHEDULE, TINY
 
 SENTENCES = {"fr": "a b c d e", "pt": "f g h i j"}  # whatever the English is: only the language decides
@@ -66,7 +66,7 @@ def test_fairseq_reads_the_options_of_the_training_again(saved):
     {"lang_tok_style": EVIL},
 ])  # fmt: skip
 def test_what_no_training_has_written_is_refused(saved):
-    with pytest.raises(ValueError, match=r"^the checkpoint .*take another one$"):
+    with pytest.raises(ValueError, match=r"^the checkpoint .*use another checkpoint$"):
         multilingual(SAVED | saved)
 
 
@@ -125,8 +125,8 @@ def train_two_pairs(folder, fairseq):
 def test_each_pair_is_evaluated(two_pairs, monkeypatch, capsys):
     def run(*options):
         asked = ["--checkpoints", "saved/checkpoint_last.pt", "--tokenized", "--cpu", "--table", "t.csv", *options]
-        monkeypatch.setattr(sys, "argv", ["evaluate.sh", *asked])
-        return evaluate.main(), capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["moec", "evaluate", *asked])
+        return main(), capsys.readouterr()
 
     monkeypatch.chdir(two_pairs)
     code, said = run()
@@ -147,8 +147,7 @@ def test_text_without_translations(two_pairs, tmp_path):
     facts = model_facts(model)
     for name in ("dict.en.txt", "dict.pt.txt", "test.en-pt.en.bin", "test.en-pt.en.idx"):
         (tmp_path / name).write_bytes((two_pairs / "bin0" / name).read_bytes())
-    limits = facts.longest_source, facts.cuts_sources
-    assert limits == (1023, False)  # one position is for the language
-    numbered, search = Numbered(tmp_path, "test", "subword_nmt"), Search(cpu=True)
-    assert generate(model, numbered, "en", "pt", *limits, search, tmp_path / "log", facts.several.options) == 20
-    assert (tmp_path / "log").read_text().count(f"\t{SENTENCES['pt']}\n") == 2 * 20  # H, and without pieces D
+    assert (facts.longest_source, facts.truncates_sources) == (1023, False)  # one position is for the language
+    data, log = Binarised(tmp_path, "test", "subword_nmt"), tmp_path / "log"
+    assert generate(model, facts, data, "en", "pt", Search(cpu=True), log, sys.stdout) == 20
+    assert (tmp_path / "log").read_text().count(f"\t{SENTENCES['pt']}\n") == 2 * 20  # H, and without subwords D

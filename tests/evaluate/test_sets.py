@@ -4,8 +4,7 @@ from pathlib import Path
 import pytest
 from sacrebleu.dataset import DATASETS
 
-from moec_fairseq.evaluate.choose import Wanted, from_files, from_prepared, from_sacrebleu
-from moec_fairseq.evaluate.sets import BinarySet, check_lengths
+from moec_fairseq.evaluate.sets import BinarySet, Wanted, check_lengths, from_files, from_prepared, from_sacrebleu
 
 
 def test_a_set_of_sacrebleu(tmp_path, monkeypatch):
@@ -23,7 +22,7 @@ def test_a_set_of_sacrebleu(tmp_path, monkeypatch):
 def test_sets_that_sacrebleu_has_not():
     with pytest.raises(ValueError, match="sacrebleu has no test set wmt99; for en-de it has: .*wmt14/full"):
         from_sacrebleu("wmt99", "en", "de")
-    with pytest.raises(ValueError, match="the model translates ja-fr, which wmt14/full has not; it has cs-en"):
+    with pytest.raises(ValueError, match="the model translates ja-fr, which wmt14/full does not have; it has cs-en"):
         from_sacrebleu("wmt14/full", "ja", "fr")
 
 
@@ -67,7 +66,7 @@ def test_a_torn_set_of_sacrebleu(tmp_path, monkeypatch):
     for field in data.fieldnames("en-de"):
         (tmp_path / f"wmt14_full.en-de.{field}").write_text("a\nb\n" if field == "src" else "a\n")
     with pytest.raises(
-        ValueError, match=f"different numbers of lines: .*; remove {tmp_path}, and sacrebleu gets it anew"
+        ValueError, match=f"different numbers of lines: .*; remove {tmp_path}, and sacrebleu downloads it again"
     ):
         from_sacrebleu("wmt14/full", "en", "de")
 

@@ -8,19 +8,26 @@ import pytest
 from fairseq.optim.adam import FairseqAdamConfig
 from fairseq.optim.lr_scheduler.inverse_square_root_schedule import InverseSquareRootLRScheduleConfig
 from fairseq.tasks.translation import TranslationConfig
+from omegaconf import OmegaConf
 
 import moec_fairseq
 from moec_fairseq.criterions.moec_label_smoothed_cross_entropy import MoECLabelSmoothedCrossEntropyConfig
 from moec_fairseq.launch.configuration import configure
 from moec_fairseq.models.config import MoECTransformerConfig
+from tests.whole_trainings import configuration as of_flags
 
 CONFIGS = Path(moec_fairseq.__path__[0]).parent / "configs"
-RECIPES = ["wmt14_en_de", "wmt16_en_de", "wmt14_en_fr", "iwslt14_de_en", "multi30k_en_de", "multi30k_en_fr", "small"]
-# differ from another recipe by its name only
+# clusters, variance loss, share and interval of expert dropout
+RECIPES = {
+    "wmt14_en_de": (8, "intra", 0.5, 250), "wmt16_en_de": (8, "intra", 0.5, 250), "wmt14_en_fr": (8, "intra", 0.5, 250),
+    "iwslt14_de_en": (2, "intra_cv", 0.5, 250), "multi30k_en_de": (2, "intra_cv", 0.25, 50),
+    "multi30k_en_fr": (2, "intra_cv", 0.25, 50), "small": (2, "intra_cv", 0.5, 250),
+    "quickstart": (2, "intra_cv", 0.5, 50), "moec_transformer": (2, "intra_cv", 0.5, 250),
+}  # fmt: skip
+# differ from another recipe by their names only
 ALIKE = {"wmt16_en_de": "wmt14_en_de", "wmt14_en_fr": "wmt14_en_de", "multi30k_en_fr": "multi30k_en_de"}
-METHODS = ["dense", "moe", "moec"]
+METHODS = ["dense", "moe", "moec", "moec-nodropout"]
 GROUPS = ("common", "dataset", "optimization", "optimizer", "lr_scheduler", "task", "model", "criterion")
-NAMES = [f"{recipe}_{method}" for recipe in RECIPES for method in METHODS]
 
 
 def composed(name, *overrides):
@@ -28,12 +35,14 @@ def composed(name, *overrides):
 
 
 def test_all_are_there():
-    assert sorted([*NAMES, "moec_transformer"]) == sorted(path.stem for path in CONFIGS.glob("[!_]*.yaml"))
+    assert sorted(RECIPES) == sorted(path.stem for path in CONFIGS.glob("[!_]*.yaml"))
+    assert sorted(METHODS) == sorted(path.stem for path in (CONFIGS / "method").iterdir())
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith(tuple(ALIKE))])
-def test_fairseq_knows_all_keys(name):
-    config = composed(name, "model.moe_expert_count=16")
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if recipe not in ALIKE])
+def test_fairseq_knows_all_keys(recipe, method):
+    config = composed(recipe, f"method={method}", "model.moe_expert_count=16")
     schemas = {
         "model": MoECTransformerConfig,
         "task": TranslationConfig,
@@ -47,46 +56,46 @@ def test_fairseq_knows_all_keys(name):
     assert (
         config["criterion._name"] == "moec_label_smoothed_cross_entropy" and config["model._name"] == "moec_transformer"
     )
-    recipe, method = name.rsplit("_", 1)
-    clusters = 8 if recipe.startswith("wmt") else 2
-    assert config["model.moec_cluster_count"] == {"dense": 1, "moe": 1, "moec": clusters}[method]
-    variance = "intra" if recipe.startswith("wmt") else "intra_cv"
-    assert config["criterion.moec_variance"] == (variance if method == "moec" else "none")
+    clusters, variance, dropout, interval = RECIPES[recipe]
+    has_clusters = method.startswith("moec")
+    assert config["model.moec_cluster_count"] == (clusters if has_clusters else 1)
+    assert config["criterion.moec_variance"] == (variance if has_clusters else "none")
+    assert config["model.moec_expert_dropout"] == (dropout if method == "moec" else 0)
+    assert config["model.moec_expert_dropout_interval"] == interval
     assert config["common.fp16"] == recipe.startswith(("wmt", "iwslt"))
+    assert config["checkpoint.save_dir"] == "checkpoints/${hydra:job.config_name}_" + method + "/seed${common.seed}"
+
+
+def test_the_method_is_moec_unless_another_is_given():
+    assert composed("small") == composed("small", "method=moec")
+    assert composed("small", "method=dense")["model.moe_expert_count"] == 1
 
 
 @pytest.mark.parametrize("recipe, like", ALIKE.items())
 def test_recipes_that_are_alike(recipe, like):
-    for method in METHODS:
-        own, other = (
-            [line for line in (CONFIGS / f"{name}_{method}.yaml").read_text().splitlines() if not line.startswith("#")]
-            for name in (recipe, like)
-        )
-        assert own == [line.replace(like, recipe) for line in other]
+    own, other = (
+        [line for line in (CONFIGS / f"{name}.yaml").read_text().splitlines() if not line.startswith("#")]
+        for name in (recipe, like)
+    )
+    (source, target), (other_source, other_target) = recipe.split("_")[1:], like.split("_")[1:]
+    renamed = [
+        line.replace(like, recipe)
+        .replace(f"-{other_source}-{other_target}/", f"-{source}-{target}/")
+        .replace(f"lang: {other_source} ", f"lang: {source} ")
+        .replace(f"lang: {other_target} ", f"lang: {target} ")
+        for line in other
+    ]
+    assert own == renamed
 
 
 def test_methods_differ_in_nothing_else():
-    configs = {method: composed(f"multi30k_en_de_{method}") for method in METHODS}
-    own = {"moe_expert_count", "moec_cluster_count", "moec_variance", "moec_variance_wt"}
-    dense, moe, moec = (
-        {
-            key: value
-            for group in (
-                "common",
-                "dataset",
-                "optimization",
-                "optimizer",
-                "lr_scheduler",
-                "task",
-                "model",
-                "criterion",
-            )
-            for key, value in configs[method][group].items()
-            if key not in own and not key.startswith("moec_expert_dropout")
-        }
+    configs = {method: composed("multi30k_en_de", f"method={method}") for method in METHODS}
+    own = {"moe_expert_count", "moec_cluster_count", "moec_variance", "moec_expert_dropout"}
+    dense, *others = (
+        {key: value for group in GROUPS for key, value in configs[method][group].items() if key not in own}
         for method in METHODS
     )
-    assert dense == moe == moec
+    assert all(other == dense for other in others)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
@@ -94,3 +103,40 @@ def test_every_key_is_commented(path):
     for line in path.read_text().splitlines():
         if re.match(r"  (- )?\w+: *\S", line):
             assert "# " in line, line
+
+
+# What scripts/quickstart.sh of version 0.2.0 gave to fairseq-train.
+SIZES = "layers 3", "embed-dim 128", "ffn-embed-dim 512", "attention-heads 4", "normalize-before", "moe-layers 2"
+QUICKSTART = f"""
+--arch moec_transformer --share-all-embeddings --dropout 0.1 --moec-sublayers 1
+{" ".join(f"--{side}-{size}" for side in ("encoder", "decoder") for size in SIZES)}
+--criterion moec_label_smoothed_cross_entropy --label-smoothing 0.1 --moec-expert-dropout-interval 50
+--optimizer adam --adam-betas (0.9,0.98) --clip-norm 1.0 --lr 0.0025 --lr-scheduler inverse_sqrt --warmup-updates 300
+--max-tokens 768 --max-tokens-valid 4096 --seed 3 --max-update 2000 --save-dir run --tensorboard-logdir run/tensorboard
+--save-interval-updates 250 --validate-interval-updates 250 --keep-interval-updates 1 --save-interval 1000000
+--validate-interval 1000000 --no-epoch-checkpoints --log-format json --log-interval 10 --num-workers 0
+--data-buffer-size 0 --cpu
+"""
+
+
+@pytest.mark.parametrize("method, flags", [
+    ("moec", "--moe-expert-count 8 --moec-cluster-count 2 --moec-variance intra_cv --moec-expert-dropout 0.5"),
+    ("moec-nodropout", "--moe-expert-count 8 --moec-cluster-count 2 --moec-variance intra_cv --moec-expert-dropout 0"),
+    ("moe", "--moe-expert-count 8 --moec-cluster-count 1 --moec-variance none --moec-expert-dropout 0"),
+    ("dense", "--moe-expert-count 1 --moec-cluster-count 1 --moec-variance none --moec-expert-dropout 0"),
+])  # fmt: skip
+def test_the_quickstart_trains_what_it_always_did(method, flags):
+    words = f"x -s en -t de --task translation {QUICKSTART} {flags} --user-dir".split()
+    expected = OmegaConf.to_container(of_flags(*words, moec_fairseq.__path__[0]), resolve=True, enum_to_str=True)
+    values = composed(
+        "quickstart", f"method={method}", "task.source_lang=en", "task.target_lang=de", "common.cpu=true",
+        "common.seed=3", "checkpoint.save_dir=run", "checkpoint.save_interval_updates=250",
+        "dataset.validate_interval_updates=250",
+    )  # fmt: skip
+    config = OmegaConf.create()
+    for key, value in values.items():
+        if not isinstance(value, dict):
+            OmegaConf.update(config, key, value)
+    found = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    for group in (*GROUPS, "checkpoint"):
+        assert found[group] == expected[group], group

@@ -33,7 +33,7 @@ MODEL = "model:\n  _name: moec_transformer\n"
 
 
 def small(*overrides):
-    return configure(CONFIGS / "small_moec.yaml", ["task.data=x", *overrides])
+    return configure(CONFIGS / "small.yaml", ["task.data=x", *overrides])
 
 
 def refused(*overrides):
@@ -45,12 +45,12 @@ def refused(*overrides):
 
 @pytest.fixture(scope="module")
 def composed_once():
-    """Let hydra compose ``small_moec`` with the same choices once, not in every test."""
+    """Let hydra compose ``small`` with the same choices once, not in every test."""
     compose = configuration.compose
-    composed = cache(lambda *overrides: compose("small_moec", list(overrides)))
+    composed = cache(lambda *overrides: compose("small", list(overrides)))
 
     def same(name, overrides):
-        return deepcopy(composed(*overrides)) if name == "small_moec" else compose(name, overrides)
+        return deepcopy(composed(*overrides)) if name == "small" else compose(name, overrides)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(configuration, "compose", same)
@@ -105,7 +105,7 @@ def test_every_option_of_fairseq_and_of_the_plug_in():
     ("quite.different=1", "groups of options: _name, common, "),
     ("model._name=moec_transfomer", "which fairseq does not know; nearest: moec_transformer"),
     ("optimizer._name=adma", "optimizer._name is adma, which fairseq does not know; nearest: adam"),
-    ("method=mo", "Could not .*method/mo.*; Available options.*: dense moe moec"),
+    ("method=mo", "Could not .*method/mo.*; Available options.*: dense moe moec moec-nodropout"),
     ("task=translation", "No match in the defaults list; .*; give task._name=translation"),
     ("criterion._name=label_smoothed_cross_entropy", "Key 'moe_gate_loss_wt' not in .*leave it out with ~"),
     ("model.dropout=abc", "model.dropout=abc: Value 'abc' .*could not be converted to Float"),
@@ -115,10 +115,10 @@ def test_every_option_of_fairseq_and_of_the_plug_in():
     ("model={dropuot: 3}", "Key 'dropuot' not in"),
     ("model.moec_cluster_count=null", "is not Optional"),
     ("common.user_dir=nowhere", "common.user_dir is nowhere, which cannot be imported"),
-    ("~optimizer.weight_decay", "'optimizer.weight_decay' does not exist"),
+    ("~optimizer.adam_eps", "'optimizer.adam_eps' does not exist"),
     ("hydra.run.dri=x", "Key 'dri' not in 'RunDir'"),
-    ("word", "word is no override; give KEY=VALUE"),
-    ("=3", "=3 is no override"),
+    ("word", "word is not an override; give KEY=VALUE"),
+    ("=3", "=3 is not an override"),
     ("a b=3", "hydra cannot read a b=3 "),
 ])  # fmt: skip
 def test_what_is_wrong_is_named(override, sentence):

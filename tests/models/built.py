@@ -3,17 +3,15 @@
 from argparse import Namespace
 
 from fairseq import options
-from fairseq.data import Dictionary
 from fairseq.models.transformer import TransformerModel
 
 from moec_fairseq.models import MoECTransformerModel
 from moec_fairseq.models.config import MoECTransformerConfig
+from tests.batches import dictionary_of
 
 
-def task_of(symbols="abcdefgh"):
-    dictionary = Dictionary()
-    for symbol in symbols:
-        dictionary.add_symbol(symbol)
+def task_of():
+    dictionary = dictionary_of("abcdefgh")
     return Namespace(source_dictionary=dictionary, target_dictionary=dictionary)
 
 

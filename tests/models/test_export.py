@@ -8,6 +8,7 @@ from fairseq.sequence_generator import SequenceGenerator
 from torch import nn
 
 from moec_fairseq.moe.layer import MoELayer
+from tests.batches import collate, random_pairs
 from tests.models.built import ours, task_of
 
 SIZES = ("--encoder-embed-dim", "16", "--encoder-ffn-embed-dim", "16", "--encoder-layers", "1", "--decoder-layers", "1")
@@ -32,11 +33,13 @@ def trained(*flags):
 
 def batch(size, length, padding, seed):
     """Return sources, their lengths, and the beginnings of targets, with padding in both or in none."""
-    generator = torch.Generator().manual_seed(seed)
-    source, target = (torch.randint(4, 12, (size, length), generator=generator) for _ in range(2))
+    dictionary = task_of().source_dictionary
+    pairs = random_pairs(dictionary, seed, size, length - 1, length - 1)
     if padding:
-        source[0, :2] = target[-1, 1:] = 1
-    return source, (source != 1).sum(1), target
+        pairs[0] = pairs[0][0][2:], pairs[0][1]
+        pairs[-1] = pairs[-1][0], pairs[-1][1][-1:]
+    net_input = collate(dictionary, pairs, {"source": length, "target": length})["net_input"]
+    return net_input["src_tokens"], net_input["src_lengths"], net_input["prev_output_tokens"]
 
 
 BATCHES = [batch(2, 5, True, seed=1), batch(3, 7, False, seed=2), batch(1, 4, False, seed=3)]
@@ -102,5 +105,5 @@ def test_traced_tokens_find_their_own_experts(flags):
 
 def test_training_with_experts_needs_python():
     (layer,) = (module for module in trained(*EXPERTS[0]).encoder.modules() if isinstance(module, MoELayer))
-    with pytest.raises(Exception, match=r"call eval\(\) before it is exported"):
+    with pytest.raises(Exception, match=r"call eval\(\) before exporting it"):
         torch.jit.script(layer.train())(torch.zeros(3, 2, 16))

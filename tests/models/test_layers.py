@@ -80,7 +80,7 @@ def test_checkpointing_computes_what_has_no_router_again(layout, times, option):
     torch.testing.assert_close(*gradients)
 
 
-def test_a_layer_that_is_shared_out_is_refused():
+def test_a_layer_that_is_sharded_is_rejected():
     wrapped = nn.Sequential(nn.Linear(1, 1))
     with pytest.raises(ValueError, match="--ddp-backend fully_sharded .* give --ddp-backend legacy_ddp"):
         give_block(wrapped, MoELayer.__new__(MoELayer), "inserted")

@@ -54,10 +54,10 @@ def test_flags_reach_the_layers(build):
         "--moe-freq", "1", "--seed", "5",
     ).model  # fmt: skip
     layers = moe_layers(model)
-    assert [layer.layer for layer in layers] == [0, 1, 2, 3]
+    assert [layer.layer_index for layer in layers] == [0, 1, 2, 3]
     for layer in layers:
         assert (layer.router.clusters.num_experts, layer.router.clusters.num_clusters) == (12, 3)
-        assert layer.router.score.__name__ == "dot_scores" and layer.router.reduction is None
+        assert layer.router.score.__name__ == "dot_scores" and layer.router.query_proj is None
         assert layer.capacity_factor == 0.5 and not layer.router.fp32
         assert (layer.dropout.rate, layer.dropout.interval, layer.dropout.scope, layer.dropout.seed) == (
             0.25,
@@ -137,10 +137,10 @@ def test_generation_keeps_no_records(build):
     built = build()
     with torch.no_grad():
         built.model.eval()(**built.batch()["net_input"])
-    assert not built.model.book.is_open
+    assert not built.model.collector.is_collecting
     with built.model.record_routing() as records:
         built.model(**built.batch()["net_input"])
-    assert [record.layer for record in records] == [0, 1]
+    assert [record.layer_index for record in records] == [0, 1]
 
 
 def test_a_copy_records_for_itself(build):
@@ -164,7 +164,7 @@ def test_plain_criterion_trains_and_warns_once(build, caplog):
     assert "--criterion moec_label_smoothed_cross_entropy" in messages[0]
 
 
-def test_survivors_follow_updates_not_forward_passes(build):
+def test_active_follow_updates_not_forward_passes(build):
     built = build("--moec-expert-dropout-interval", "2")
     layer = moe_layers(built.model.train())[0]
     device = torch.device("cpu")
@@ -173,7 +173,7 @@ def test_survivors_follow_updates_not_forward_passes(build):
         built.model.set_num_updates(update)
         for _ in range(3):  # micro-batches of one update
             built.model(**built.batch()["net_input"])
-            drawn.append(layer.experts_in_play(device).tolist())
+            drawn.append(layer.active_ids(device).tolist())
     assert all(drawn[i] == drawn[i - i % 6] for i in range(len(drawn)))
     assert len({tuple(d) for d in drawn}) > 1
 
@@ -199,7 +199,7 @@ def test_half_precision_routes_in_fp32(build):
     built = build()
     layer = moe_layers(built.model.half())[0]
     routing = layer.router(torch.randn(5, 64).half(), torch.arange(8))
-    assert routing.scores_TS.dtype == torch.float32 and routing.mix_T.isfinite().all()
+    assert routing.scores_TS.dtype == torch.float32 and routing.gate_T.isfinite().all()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -218,7 +218,7 @@ def test_layerdrop_keeps_the_log_in_shape(build):
     for seed in range(5):
         torch.manual_seed(seed)
         _, _, log = built.criterion(built.model.train(), built.batch())
-        assert log["moe_assigned"].shape == (2, 8) and log["moe_tokens"].shape == (2,)
+        assert log["moe_tokens_per_expert"].shape == (2, 8) and log["moe_tokens"].shape == (2,)
 
 
 def test_nan_in_hidden_states_reaches_the_loss(build):

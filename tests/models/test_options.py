@@ -37,8 +37,8 @@ PUBLISHED = {
 }
 BLOCKS_OF_BASE_LAYERS = {"base_layers", "base_sublayers", "base_shuffle"}  # those of BASE layers, which we have not
 # one of each that have their own sizes
-YAML_FILES = ["moec_transformer", "small_moec", "multi30k_en_de_moec", "iwslt14_de_en_moec", "wmt14_en_de_moec"]
-OF_LANGUAGE_MODELS = {"adaptive_input", "tie_adaptive_weights", "tie_adaptive_proj"}  # which ours refuses
+YAML_FILES = ["moec_transformer", "small", "multi30k_en_de", "iwslt14_de_en", "wmt14_en_de"]
+OF_LANGUAGE_MODELS = {"adaptive_input", "tie_adaptive_weights", "tie_adaptive_proj"}  # which ours rejects
 PRUNING = {"encoder_layers_to_keep", "decoder_layers_to_keep"}  # stock stops at any value on its command line
 
 
@@ -184,3 +184,11 @@ def test_a_preset_with_another_frequency():
     model = ours("moec_transformer_wmt_en_de", "--moe-freq", "2", *small)
     for stack in (model.encoder, model.decoder):
         assert [hasattr(layer, "moe") for layer in stack.layers] == [False, True] * 3
+
+
+@pytest.mark.parametrize("option", ["adaptive_input", "tie_adaptive_weights", "tie_adaptive_proj"])
+def test_options_that_fairseq_knows_by_name_only(build, option):
+    flag = f"--{option.replace('_', '-')}"
+    with pytest.raises(ValueError, match=f"^{flag} is for language models.*leave it out"):
+        build(flag, "--adaptive-softmax-cutoff", "4,8")
+    build("--adaptive-softmax-cutoff", "4,8")

@@ -1,11 +1,9 @@
 """Blocks go with their layers when layers are pruned."""
 
-from argparse import Namespace
 from itertools import combinations
 
 import pytest
 import torch
-from fairseq.data import Dictionary
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -14,6 +12,7 @@ from torch import nn
 from moec_fairseq.models import MoECTransformerModel
 from moec_fairseq.models.config import MoECTransformerConfig
 from moec_fairseq.models.placement import kept_layers
+from tests.models.built import task_of
 
 LAYERS = range(4)
 SIDES = ("encoder", "decoder")
@@ -26,10 +25,7 @@ PLACES = {
 
 @pytest.fixture(scope="module")
 def task():
-    dictionary = Dictionary()
-    for letter in "abcdefgh":
-        dictionary.add_symbol(letter)
-    return Namespace(source_dictionary=dictionary, target_dictionary=dictionary)
+    return task_of()
 
 
 def make(task, places, **kept):
@@ -69,7 +65,7 @@ def check(task, whole, kept):
         assert torch.equal(output(pruned), output(model))
         for side in SIDES:
             numbers = [
-                [module.layer for module in getattr(m, side).modules() if hasattr(module, "dropout")]
+                [module.layer_index for module in getattr(m, side).modules() if hasattr(module, "dropout")]
                 for m in (pruned, model)
             ]
             assert numbers[0] == numbers[1], "draws of expert dropout follow the number"
@@ -118,7 +114,7 @@ def test_some_are_kept(spec, expected):
         ("1,4", "--encoder-layers-to-keep names layer 4, which the encoder does not have; give .* from 0 to 3"),
         ("-1", "names layer -1"),
         ("1,1", "is '1,1', which names a layer twice"),
-        ("first", "is 'first', which is no list of layer numbers"),
+        ("first", "is 'first', which is not a list of layer numbers"),
     ],
 )
 def test_layers_that_cannot_be_kept(spec, message):

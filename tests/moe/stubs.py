@@ -7,27 +7,27 @@ from torch import Tensor, nn
 from moec_fairseq.moe.clusters import ExpertClusters
 from moec_fairseq.moe.dispatch import LocalDispatcher
 from moec_fairseq.moe.expert_dropout import ExpertDropout
-from moec_fairseq.moe.experts import Experts
+from moec_fairseq.moe.experts import Experts, ExpertSublayer
 from moec_fairseq.moe.layer import MoELayer
-from moec_fairseq.moe.records import LayerRecord
 from moec_fairseq.moe.router import Router, Routing
+from moec_fairseq.moe.routing_records import RoutingRecord
 
 # No deadline: the first call of a torch kernel is slow, and so is a busy machine.
 quick = settings(deadline=None, max_examples=40)
 
 
 class StubRouter(nn.Module):
-    """Sends token t to the expert in play number ``choices[t mod len(choices)]`` and mixes with a constant α."""
+    """Sends token t to active expert number ``choices[t mod len(choices)]``, with a constant gate α."""
 
     def __init__(self, clusters: ExpertClusters, choices: list[int], alpha: float) -> None:
         super().__init__()
         self.clusters, self.choices, self.alpha = clusters, choices, alpha
 
-    def forward(self, tokens_TD: Tensor, experts_S: Tensor) -> Routing:
+    def forward(self, tokens_TD: Tensor, active_ids_S: Tensor) -> Routing:
         choice_T = torch.tensor([self.choices[t % len(self.choices)] for t in range(len(tokens_TD))], dtype=torch.long)
-        scores_TS = tokens_TD.new_zeros(len(tokens_TD), len(experts_S))
-        mix_T = tokens_TD.new_full((len(tokens_TD),), self.alpha)
-        return Routing(self.clusters, experts_S, scores_TS, experts_S[choice_T], mix_T)
+        scores_TS = tokens_TD.new_zeros(len(tokens_TD), len(active_ids_S))
+        gate_T = tokens_TD.new_full((len(tokens_TD),), self.alpha)
+        return Routing(self.clusters, active_ids_S, scores_TS, active_ids_S[choice_T], gate_T)
 
 
 class MultiplyingExperts(nn.Module):
@@ -39,6 +39,12 @@ class MultiplyingExperts(nn.Module):
 
     def forward(self, tokens_AD: Tensor, counts_N: Tensor) -> Tensor:
         return tokens_AD * self.factors_N.repeat_interleave(counts_N).unsqueeze(-1)
+
+
+def by_plain_autograd(block: ExpertSublayer, tokens_AD: Tensor, counts: list[int], parameters: None = None) -> Tensor:
+    """What ``block`` computes, without the hand-written backward pass: its reference."""
+    expert_A = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    return tokens_AD + block.residual(tokens_AD, expert_A)
 
 
 def stub_layer(choices: list[int], factors: list[float], alpha: float, **options: object) -> MoELayer:
@@ -80,14 +86,14 @@ def record_of(
     probabilities: list[list[float]],
     chosen: list[int],
     clusters: ExpertClusters,
-    in_play: list[int] | None = None,
+    active: list[int] | None = None,
     layer: int = 0,
     overflow: int = 0,
-) -> LayerRecord:
+) -> RoutingRecord:
     """Return the float64 record of a layer whose p_{t,i} = softmax(s / 0.07) are the given ones."""
     scores_TS = 0.07 * torch.tensor(probabilities, dtype=torch.float64).log()
-    experts_S = torch.tensor(range(clusters.num_experts) if in_play is None else in_play)
+    active_ids_S = torch.tensor(range(clusters.num_experts) if active is None else active)
     expert_T = torch.tensor(chosen, dtype=torch.long)
-    assigned_N = torch.bincount(expert_T, minlength=clusters.num_experts)
-    routing = Routing(clusters, experts_S, scores_TS, expert_T, torch.full((len(chosen),), 0.5))
-    return LayerRecord(layer, routing, assigned_N, torch.tensor(overflow))
+    tokens_per_expert_N = torch.bincount(expert_T, minlength=clusters.num_experts)
+    routing = Routing(clusters, active_ids_S, scores_TS, expert_T, torch.full((len(chosen),), 0.5))
+    return RoutingRecord(layer, routing, tokens_per_expert_N, torch.tensor(overflow))

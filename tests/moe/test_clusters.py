@@ -22,7 +22,7 @@ def test_all_divisors_are_allowed(num_clusters):
 
 
 @pytest.mark.parametrize("num_clusters", [5, 0, -2, 13, 24])
-def test_sizes_that_do_not_divide_are_refused_with_the_choices(num_clusters):
+def test_sizes_that_do_not_divide_are_rejected_with_the_choices(num_clusters):
     with pytest.raises(ValueError) as error:
         ExpertClusters(12, num_clusters)
     message = str(error.value)
@@ -32,6 +32,6 @@ def test_sizes_that_do_not_divide_are_refused_with_the_choices(num_clusters):
 
 
 @pytest.mark.parametrize("num_experts", [0, -3])
-def test_a_layer_without_experts_is_refused(num_experts):
+def test_a_layer_without_experts_is_rejected(num_experts):
     with pytest.raises(ValueError, match=f"--moe-expert-count is {num_experts}; give 1 or more"):
         ExpertClusters(num_experts, 1)

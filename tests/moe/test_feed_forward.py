@@ -1,24 +1,16 @@
+from functools import partial
+
 import pytest
 import torch
 from torch.nn import functional as F
 
+from moec_fairseq.moe.expert_parallel import Shard
 from moec_fairseq.moe.experts import ExpertSublayer
 from moec_fairseq.moe.feed_forward import GroupedFeedForward
-from moec_fairseq.moe.shards import Shard
 
-from .stubs import randomise
+from .stubs import by_plain_autograd, randomise
 
 ACTIVATIONS = [F.relu, F.gelu, torch.tanh, lambda x: x, lambda x: F.relu(x).square()]
-
-
-def autograd_loop(block, tokens, counts):
-    """The same block, as autograd makes it."""
-    outputs = []
-    for i, x in enumerate(tokens.split(counts)):
-        h = F.layer_norm(x, x.shape[-1:], block.norm_weight_ND[i], block.norm_bias_ND[i])
-        h = block.activation(F.linear(h, block.w1_NFD[i], block.b1_NF[i]))
-        outputs.append(x + F.linear(h, block.w2_NDF[i], block.b2_ND[i]))
-    return torch.cat(outputs)
 
 
 def gradients(function, block, tokens, counts):
@@ -29,16 +21,18 @@ def gradients(function, block, tokens, counts):
     return outputs.detach(), tokens.grad, *[p.grad.clone() for p in block.parameters()]
 
 
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.float64, 1e-10)])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("counts", [[2, 0, 3, 1], [90, 60, 0, 70], [5, 300, 40, 40], [0, 0, 0, 7]])
-def test_against_autograd(activation, counts, threads):
-    block = ExpertSublayer(Shard(4), 6, 10, activation)
+def test_against_the_reference(activation, counts, dtype, tolerance, threads):
+    block = ExpertSublayer(Shard(4), 6, 10, activation).to(dtype)
     randomise(block)
-    tokens = torch.randn(sum(counts), 6)
+    tokens = torch.randn(sum(counts), 6, dtype=dtype)
     ours = gradients(block, block, tokens, counts)
-    theirs = gradients(lambda x, c: autograd_loop(block, x, c), block, tokens, counts)
+    theirs = gradients(partial(by_plain_autograd, block), block, tokens, counts)
     for name, a, b in zip(["outputs", "tokens", *dict(block.named_parameters())], ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+        message = lambda m, name=name: f"{name}: {m}"  # noqa: E731
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, msg=message)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS[1:3])

@@ -12,7 +12,7 @@ from .stubs import quick, randomise, real_layer, stub_layer
 
 def run(layer, hidden, mask=None):
     """Return (output, the one record of the pass)."""
-    with layer.book.open() as records:
+    with layer.collector.collect() as records:
         output = layer(hidden, mask)
     (record,) = records
     return output, record
@@ -25,7 +25,7 @@ def test_answer_by_hand():
     output, record = run(layer, torch.tensor([1.0, 2.0, 3.0, 4.0]).view(4, 1, 1))
     assert output.flatten().tolist() == [1.25, 6.5, 3.75, 13.0]
     assert output.shape == (4, 1, 1)
-    assert record.assigned_N.tolist() == [2, 2]
+    assert record.tokens_per_expert_N.tolist() == [2, 2]
     assert record.overflow == 0
 
 
@@ -36,7 +36,7 @@ def test_answer_by_hand_with_padding():
     output, record = run(stub_layer([0, 1], [2.0, 10.0], alpha=0.5), hidden, mask)
     # 1.5·1, 5.5·2; 1.5·3, padding 4; 5.5·5, padding 6
     assert output.squeeze(-1).tolist() == [[1.5, 11.0], [4.5, 4.0], [27.5, 6.0]]
-    assert record.assigned_N.tolist() == [2, 2]
+    assert record.tokens_per_expert_N.tolist() == [2, 2]
 
 
 def test_capacity_only_while_training():
@@ -45,7 +45,7 @@ def test_capacity_only_while_training():
     hidden = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(4, 1, 1)
     output, record = run(layer.train(), hidden)
     assert output.flatten().tolist() == [10.0, 20.0, 3.0, 4.0]
-    assert record.assigned_N.tolist() == [0, 4]
+    assert record.tokens_per_expert_N.tolist() == [0, 4]
     assert record.overflow == 2
     output, record = run(layer.eval(), hidden)
     assert output.flatten().tolist() == [10.0, 20.0, 30.0, 40.0]
@@ -73,7 +73,7 @@ def test_capacity_does_not_count_padding():
     assert record.overflow == 1
 
 
-def test_a_new_layer_is_the_identity():
+def test_a_new_layer_is_the_identity(both_experts):
     layer = real_layer()
     torch.nn.init.zeros_(layer.experts.sublayers[0].w2_NDF)
     torch.nn.init.zeros_(layer.experts.sublayers[0].b2_ND)
@@ -111,9 +111,9 @@ def test_padding_changes_nothing(lengths, extra, garbage, training, on_the_left)
     assert torch.equal(padded_output[padding].nan_to_num(7.0), padded[padding].nan_to_num(7.0))
     assert torch.equal(padded_record.routing.scores_TS, record.routing.scores_TS)
     assert torch.equal(padded_record.routing.expert_T, record.routing.expert_T)
-    assert torch.equal(padded_record.assigned_N, record.assigned_N)
+    assert torch.equal(padded_record.tokens_per_expert_N, record.tokens_per_expert_N)
     assert padded_record.overflow == record.overflow
-    assert record.assigned_N.sum() == sum(lengths)
+    assert record.tokens_per_expert_N.sum() == sum(lengths)
 
 
 def test_a_mask_without_padding_is_no_mask():
@@ -127,12 +127,12 @@ def test_batch_composition_changes_nothing_at_evaluation():
     torch.testing.assert_close(layer(hidden), alone)
 
 
-def test_against_the_equation():
+def test_against_the_equation(both_experts):
     """y = α·E(h) + (1 − α)·h, token by token, with the real parts."""
     layer = real_layer().double().eval()
     tokens = torch.randn(7, 4, dtype=torch.float64)
     routing = layer.router(tokens, torch.arange(4))
-    for t, (h, expert, alpha) in enumerate(zip(tokens, routing.expert_T, routing.mix_T, strict=True)):
+    for t, (h, expert, alpha) in enumerate(zip(tokens, routing.expert_T, routing.gate_T, strict=True)):
         expert_output = layer.experts(h.unsqueeze(0), torch.nn.functional.one_hot(expert, 4))[0]
         expected = alpha * expert_output + (1 - alpha) * h
         torch.testing.assert_close(layer(tokens.unsqueeze(1))[t, 0], expected)
@@ -141,40 +141,40 @@ def test_against_the_equation():
 
 def test_expert_dropout_only_while_training_and_redrawn_by_updates():
     dropout = ExpertDropout(0.5, interval=250)
-    layer, hidden = real_layer(dim=4, experts=16, clusters=2, dropout=dropout, layer=3), torch.randn(9, 2, 4)
+    layer, hidden = real_layer(dim=4, experts=16, clusters=2, dropout=dropout, layer_index=3), torch.randn(9, 2, 4)
 
-    def in_play():
+    def active():
         record = run(layer, hidden)[1]
-        assert set(record.routing.expert_T.tolist()) <= set(record.routing.experts_S.tolist())
-        return tuple(record.routing.experts_S.tolist())
+        assert set(record.routing.expert_T.tolist()) <= set(record.routing.active_ids_S.tolist())
+        return tuple(record.routing.active_ids_S.tolist())
 
-    first = in_play()
-    assert first == dropout.survivors(layer.router.clusters, layer=3, update=0)
+    first = active()
+    assert first == dropout.active_ids(layer.router.clusters, layer_index=3, update=0)
     assert len(first) == 8
-    assert in_play() == first  # a forward pass is not an update
+    assert active() == first  # a forward pass is not an update
     layer.set_num_updates(249)
-    assert in_play() == first
+    assert active() == first
     layer.set_num_updates(250)
-    second = in_play()
-    assert second == dropout.survivors(layer.router.clusters, layer=3, update=250) != first
+    second = active()
+    assert second == dropout.active_ids(layer.router.clusters, layer_index=3, update=250) != first
     layer.eval()
-    assert in_play() == tuple(range(16))
+    assert active() == tuple(range(16))
     layer.train()
-    assert in_play() == second
+    assert active() == second
 
 
-def test_dropped_experts_get_no_gradient():
+def test_dropped_experts_get_no_gradient(both_experts):
     layer = real_layer(dropout=ExpertDropout(0.5))
-    survivors = layer.experts_in_play(torch.device("cpu")).tolist()
+    active = layer.active_ids(torch.device("cpu")).tolist()
     layer(torch.randn(50, 2, 4)).square().sum().backward()
-    for parameter in [layer.router.experts_NK, *layer.experts.parameters()]:
-        assert {i for i, own in enumerate(parameter.grad) if own.any()} == set(survivors)
+    for parameter in [layer.router.expert_embeddings_NK, *layer.experts.parameters()]:
+        assert {i for i, own in enumerate(parameter.grad) if own.any()} == set(active)
 
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("score", ["cosine", "dot"])
 @pytest.mark.parametrize("capacity_factor", [2.0, 0.3])
-def test_gradcheck_through_the_whole_layer(score, masked, capacity_factor):
+def test_gradcheck_through_the_whole_layer(score, masked, capacity_factor, both_experts):
     layer = real_layer(dim=3, score=score, reduced_dim=2, capacity_factor=capacity_factor).double()
     names, parameters = zip(*layer.named_parameters(), strict=True)
     source = torch.Generator().manual_seed(1)
@@ -189,12 +189,12 @@ def test_gradcheck_through_the_whole_layer(score, masked, capacity_factor):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("size", [(3, 2), (0, 2)])
-def test_a_batch_without_tokens(size, training):
+def test_a_batch_without_tokens(size, training, both_experts):
     layer = real_layer().train(training)
     hidden = torch.randn(*size, 4, requires_grad=True)
     output, record = run(layer, hidden, torch.ones(size[1], size[0], dtype=torch.bool))
     assert torch.equal(output, hidden)
-    assert record.assigned_N.tolist() == [0, 0, 0, 0]
+    assert record.tokens_per_expert_N.tolist() == [0, 0, 0, 0]
     assert record.overflow == 0
     output.sum().backward()
     for name, parameter in layer.named_parameters():
@@ -206,7 +206,7 @@ def test_one_token(training):
     layer = real_layer(capacity_factor=0.1).train(training)
     output, record = run(layer, torch.randn(1, 1, 4))
     assert output.shape == (1, 1, 4)
-    assert record.assigned_N.sum() == 1
+    assert record.tokens_per_expert_N.sum() == 1
     assert record.overflow == 0
 
 
@@ -248,7 +248,7 @@ def test_lower_precision(dtype, training):
     torch.testing.assert_close(output.float(), expected, rtol=0.05, atol=0.1)
 
 
-def test_autocast():
+def test_autocast(both_experts):
     layer, hidden = real_layer(), torch.randn(5, 2, 4)
     expected, expected_record = run(layer, hidden)
     with torch.autocast("cpu", torch.bfloat16):
@@ -259,12 +259,12 @@ def test_autocast():
 
 
 def test_routing_is_recorded_only_while_somebody_collects():
-    layer = real_layer(layer=5)
+    layer = real_layer(layer_index=5)
     layer(torch.randn(2, 1, 4))
-    with layer.book.open() as records:
+    with layer.collector.collect() as records:
         layer(torch.randn(2, 1, 4))
     layer(torch.randn(2, 1, 4))
-    assert [record.layer for record in records] == [5]
+    assert [record.layer_index for record in records] == [5]
 
 
 def test_a_checkpoint_restores_the_output():
@@ -276,7 +276,7 @@ def test_a_checkpoint_restores_the_output():
 
 
 @pytest.mark.parametrize("factor", [0.0, -1.0, math.nan, math.inf])
-def test_bad_capacity_is_refused(factor):
+def test_bad_capacity_is_rejected(factor):
     with pytest.raises(
         ValueError, match=f"--moe-capacity-factor is {factor}, but must be .*above 0.*2 is the published"
     ):

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from moec_fairseq.moe.clusters import ExpertClusters
 from moec_fairseq.moe.losses import VARIANCES, ClusterMoments, GateLoss, balance_loss, cluster_moments, gate_statistics
 from moec_fairseq.moe.losses import gap_between_best_clusters as gap
-from moec_fairseq.moe.records import LayerRecord
 from moec_fairseq.moe.router import Routing
+from moec_fairseq.moe.routing_records import RoutingRecord
 
 from .stubs import quick, record_of
 
@@ -21,12 +21,12 @@ PLAIN = record_of([[0.4, 0.3, 0.2, 0.1], [0.5, 0.2, 0.2, 0.1]], [0, 0], TWO_PAIR
 # The same numbers in other places: P = (0.9, 0.2 | 0.5, 0.4)
 #   cluster means 0.55 and 0.45; variances 2·0.35² = 0.245 and 2·0.05² = 0.005
 MIXED = record_of([[0.4, 0.1, 0.3, 0.2], [0.5, 0.1, 0.2, 0.2]], [0, 0], TWO_PAIRS)
-# One token, 2 clusters of 3, cluster dropout: experts 0, 2 | 4, 5 in play, P = (0.4, 0.2 | 0.3, 0.1)
+# One token, 2 clusters of 3, cluster dropout: experts 0, 2 | 4, 5 active, P = (0.4, 0.2 | 0.3, 0.1)
 #   cluster means 0.3 and 0.2; variances 2·0.1² = 0.02 in both
-SURVIVORS = record_of([[0.4, 0.2, 0.3, 0.1]], [0], ExpertClusters(6, 2), in_play=[0, 2, 4, 5])
-# One token, global dropout: experts 1 | 3, 4, 5 in play, P = (0.4 | 0.3, 0.2, 0.1)
+ACTIVE = record_of([[0.4, 0.2, 0.3, 0.1]], [0], ExpertClusters(6, 2), active=[0, 2, 4, 5])
+# One token, global dropout: experts 1 | 3, 4, 5 active, P = (0.4 | 0.3, 0.2, 0.1)
 #   cluster means 0.4 and 0.2; no variance in the first, (0.1² + 0² + 0.1²)/2 = 0.01 in the second
-UNEQUAL = record_of([[0.4, 0.3, 0.2, 0.1]], [1], ExpertClusters(6, 2), in_play=[1, 3, 4, 5])
+UNEQUAL = record_of([[0.4, 0.3, 0.2, 0.1]], [1], ExpertClusters(6, 2), active=[1, 3, 4, 5])
 
 
 @pytest.mark.parametrize(
@@ -37,24 +37,24 @@ UNEQUAL = record_of([[0.4, 0.3, 0.2, 0.1]], [1], ExpertClusters(6, 2), in_play=[
         ("global", PLAIN, 0.26 / 3),
         ("global", MIXED, 0.26 / 3),
         # mean 0.25: (0.15² + 0.05² + 0.05² + 0.15²)/3 = 0.05/3
-        ("global", SURVIVORS, 0.05 / 3),
+        ("global", ACTIVE, 0.05 / 3),
         ("global", UNEQUAL, 0.05 / 3),
         ("intra", PLAIN, 0.05),  # (0.08 + 0.02)/2
         ("intra", MIXED, 0.125),  # (0.245 + 0.005)/2
-        ("intra", SURVIVORS, 0.02),
-        ("intra", UNEQUAL, 0.01),  # the only cluster with two experts in play
+        ("intra", ACTIVE, 0.02),
+        ("intra", UNEQUAL, 0.01),  # the only cluster with two experts active
         ("intra_inter", PLAIN, 0.05 * math.exp(-0.2)),  # ρ = 0.7/2, 0.3/2
         ("intra_inter", MIXED, 0.125 * math.exp(-0.05)),  # ρ = 0.55/2, 0.45/2
-        ("intra_inter", SURVIVORS, 0.02 * math.exp(-0.1)),  # ρ = 0.3, 0.2
+        ("intra_inter", ACTIVE, 0.02 * math.exp(-0.1)),  # ρ = 0.3, 0.2
         ("intra_inter", UNEQUAL, 0.01 * math.exp(-0.2)),  # ρ = 0.4, 0.2
         ("intra_inter_sorted", PLAIN, 0.05 * math.exp(-0.2)),  # sorted already
         ("intra_inter_sorted", MIXED, 0.05 * math.exp(-0.2)),  # 0.9, 0.5 | 0.4, 0.2 after sorting
         # 0.4, 0.3 | 0.2, 0.1: variances 2·0.05² = 0.005, ρ = 0.35, 0.15
-        ("intra_inter_sorted", SURVIVORS, 0.005 * math.exp(-0.2)),
+        ("intra_inter_sorted", ACTIVE, 0.005 * math.exp(-0.2)),
         ("intra_inter_sorted", UNEQUAL, 0.005 * math.exp(-0.2)),
         ("intra_cv", PLAIN, 2 * (0.08 / 0.49 + 0.02 / 0.09) / 2),
         ("intra_cv", MIXED, 2 * (0.245 / 0.3025 + 0.005 / 0.2025) / 2),
-        ("intra_cv", SURVIVORS, (0.02 / 0.09 + 0.02 / 0.04) / 2),
+        ("intra_cv", ACTIVE, (0.02 / 0.09 + 0.02 / 0.04) / 2),
         ("intra_cv", UNEQUAL, 0.01 / 0.04),
     ],
 )
@@ -69,7 +69,7 @@ def test_variance_by_hand(form, record, expected):
     [
         # N · Σ P f, f = share + 1e-6
         (PLAIN, 4 * (0.9 * 1 + 2e-6)),
-        (SURVIVORS, 4 * (0.4 * 1 + 1e-6)),  # 4 experts in play, not 6
+        (ACTIVE, 4 * (0.4 * 1 + 1e-6)),  # 4 experts active, not 6
         (UNEQUAL, 4 * (0.4 * 1 + 1e-6)),
         # one token each on experts 1 and 2: 4 · (0.5·1/2 + 0.4·1/2)
         (record_of([[0.4, 0.3, 0.2, 0.1], [0.5, 0.2, 0.2, 0.1]], [1, 2], TWO_PAIRS), 4 * (0.45 + 2e-6)),
@@ -110,7 +110,7 @@ def test_the_softmax_temperature_is_fixed():
     routing = Routing(
         ExpertClusters(2, 1), torch.arange(2), torch.tensor([[0.07, 0.0]]), torch.tensor([0]), torch.ones(1)
     )
-    record = LayerRecord(0, routing, torch.tensor([1, 0]), torch.tensor(0))
+    record = RoutingRecord(0, routing, torch.tensor([1, 0]), torch.tensor(0))
     assert gate_statistics(record).probabilities_TS[0].tolist() == pytest.approx([0.73105858, 0.26894142])
 
 
@@ -151,7 +151,7 @@ def test_gate_loss_counts_the_experts_in_play():
     assert GateLoss("intra", 1.0)(gate_statistics(UNEQUAL))[1].item() == pytest.approx(4 * 0.01)
 
 
-def random_record(seed: int, tokens: int, repeat: int = 1, clusters: ExpertClusters = TWO_PAIRS) -> LayerRecord:
+def random_record(seed: int, tokens: int, repeat: int = 1, clusters: ExpertClusters = TWO_PAIRS) -> RoutingRecord:
     source = torch.Generator().manual_seed(seed)
     rows = torch.rand(tokens, clusters.num_experts, generator=source, dtype=torch.float64) + 0.01
     rows = rows / rows.sum(dim=-1, keepdim=True)
@@ -184,10 +184,10 @@ def test_sorted_form_equals_clusters_that_follow_the_order(seed, tokens):
     assert VARIANCES["intra_inter_sorted"](gate_statistics(record)).item() == pytest.approx(expected)
 
 
-def with_scores(scores_TS: torch.Tensor, clusters: ExpertClusters = TWO_PAIRS) -> LayerRecord:
+def with_scores(scores_TS: torch.Tensor, clusters: ExpertClusters = TWO_PAIRS) -> RoutingRecord:
     expert_T = scores_TS.argmax(dim=-1)
     routing = Routing(clusters, torch.arange(clusters.num_experts), scores_TS, expert_T, torch.ones(len(scores_TS)))
-    return LayerRecord(0, routing, torch.bincount(expert_T, minlength=clusters.num_experts), torch.tensor(0))
+    return RoutingRecord(0, routing, torch.bincount(expert_T, minlength=clusters.num_experts), torch.tensor(0))
 
 
 @pytest.mark.parametrize("form", sorted(set(VARIANCES) - {"none"}))
@@ -239,7 +239,7 @@ def test_losses_are_at_least_float32(form, dtype):
     assert balance.isfinite() and variance.isfinite()
 
 
-def test_unknown_form_is_refused_with_the_choices():
+def test_unknown_form_is_rejected_with_the_choices():
     with pytest.raises(ValueError) as error:
         GateLoss("inter")
     assert str(error.value) == (
@@ -247,7 +247,7 @@ def test_unknown_form_is_refused_with_the_choices():
     )
 
 
-def test_negative_weight_is_refused():
+def test_negative_weight_is_rejected():
     with pytest.raises(ValueError, match=r"--moec-variance-wt is -0\.5, .*; give 0 or more"):
         GateLoss("intra", -0.5)
 
@@ -259,7 +259,7 @@ def test_intra_forms_need_two_experts_in_a_cluster(form):
         GateLoss(form).check_cluster(1)
     message = str(error.value)
     assert f"--moec-variance {form} compares the experts of a cluster" in message
-    assert "only 1 of them in play" in message
+    assert "only 1 of them active" in message
     assert "fewer clusters (--moec-cluster-count)" in message and "a lower --moec-expert-dropout" in message
 
 

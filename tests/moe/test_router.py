@@ -24,7 +24,7 @@ def router_with(experts: list[list[float]], score: str, temperature: float = INI
     """Return a router without reduction that has these expert embeddings."""
     made = Router(len(experts[0]), ExpertClusters(len(experts), 1), score, reduced_dim=0)
     with torch.no_grad():
-        made.experts_NK.copy_(torch.tensor(experts))
+        made.expert_embeddings_NK.copy_(torch.tensor(experts))
         made.temperature.fill_(temperature)
     return made
 
@@ -39,17 +39,19 @@ def naive_score(score: str, token: list[float], expert: list[float]) -> float:
 def test_scores_against_a_naive_reference(score, reduced_dim):
     made, tokens = router(score, reduced_dim).double(), torch.randn(6, 5, dtype=torch.float64)
     reduced = [
-        [sum(w * h for w, h in zip(row, token, strict=True)) for row in made.reduction.weight.tolist()]
+        [sum(w * h for w, h in zip(row, token, strict=True)) for row in made.query_proj.weight.tolist()]
         if reduced_dim
         else token
         for token in tokens.tolist()
     ]
-    expected = [[naive_score(score, token, expert) for expert in made.experts_NK.tolist()] for token in reduced]
+    expected = [
+        [naive_score(score, token, expert) for expert in made.expert_embeddings_NK.tolist()] for token in reduced
+    ]
     routing = made(tokens, ALL)
     torch.testing.assert_close(routing.scores_TS, torch.tensor(expected, dtype=torch.float64))
     assert routing.expert_T.tolist() == [max(range(4), key=row.__getitem__) for row in expected]
     alpha = [1 / (1 + math.exp(-max(row) / made.temperature.item())) for row in expected]
-    torch.testing.assert_close(routing.mix_T, torch.tensor(alpha, dtype=torch.float64))
+    torch.testing.assert_close(routing.gate_T, torch.tensor(alpha, dtype=torch.float64))
 
 
 def test_cosine_by_hand():
@@ -77,16 +79,16 @@ def test_norms_are_floored():
 )
 def test_mixing_weight_by_hand(temperature, token, alpha):
     routing = router_with([[1], [-1]], "dot", temperature)(torch.tensor([[token]]), torch.arange(2))
-    assert routing.mix_T.tolist() == pytest.approx([alpha], rel=1e-5)
+    assert routing.gate_T.tolist() == pytest.approx([alpha], rel=1e-5)
 
 
 def test_initial_values():
     made = Router(16, ExpertClusters(8, 2), reduced_dim=12)
     assert made.temperature.tolist() == pytest.approx([0.07])
     # orthogonal with gain 0.1: E·Eᵀ = 0.01·I
-    torch.testing.assert_close(made.experts_NK @ made.experts_NK.t(), 0.01 * torch.eye(8))
-    assert made.reduction.weight.shape == (12, 16) and made.reduction.bias is None
-    assert Router(16, ExpertClusters(8, 2), reduced_dim=0).reduction is None
+    torch.testing.assert_close(made.expert_embeddings_NK @ made.expert_embeddings_NK.t(), 0.01 * torch.eye(8))
+    assert made.query_proj.weight.shape == (12, 16) and made.query_proj.bias is None
+    assert Router(16, ExpertClusters(8, 2), reduced_dim=0).query_proj is None
 
 
 NAN, INF = math.nan, math.inf
@@ -112,41 +114,41 @@ def test_a_broken_token_is_assigned_and_changes_no_other(score, bad):
     broken = tokens.clone()
     broken[1] = bad
     routing, expected = made(broken, ALL), made(tokens, ALL)
-    assert routing.scores_TS.isfinite().all() and routing.mix_T.isfinite().all()
+    assert routing.scores_TS.isfinite().all() and routing.gate_T.isfinite().all()
     assert 0 <= routing.expert_T[1] < 4
     assert routing.expert_T[[0, 2]].tolist() == expected.expert_T[[0, 2]].tolist()
-    assert torch.equal(routing.mix_T[[0, 2]], expected.mix_T[[0, 2]])
+    assert torch.equal(routing.gate_T[[0, 2]], expected.gate_T[[0, 2]])
 
 
 @quick
 @given(st.sets(st.integers(0, 3), min_size=1), st.sampled_from(["cosine", "dot"]), st.integers(0, 1000))
-def test_dropped_experts_are_never_chosen(in_play, score, seed):
+def test_dropped_experts_are_never_chosen(active, score, seed):
     made = router(score)
     tokens = torch.randn(9, 5, generator=torch.Generator().manual_seed(seed))
-    experts_S = torch.tensor(sorted(in_play))
-    routing = made(tokens, experts_S)
+    active_ids_S = torch.tensor(sorted(active))
+    routing = made(tokens, active_ids_S)
     scores_TN = made(tokens, ALL).scores_TS
-    torch.testing.assert_close(routing.scores_TS, scores_TN[:, experts_S])
-    assert torch.equal(routing.expert_T, experts_S[scores_TN[:, experts_S].argmax(dim=-1)])
-    assert set(routing.expert_T.tolist()) <= in_play
+    torch.testing.assert_close(routing.scores_TS, scores_TN[:, active_ids_S])
+    assert torch.equal(routing.expert_T, active_ids_S[scores_TN[:, active_ids_S].argmax(dim=-1)])
+    assert set(routing.expert_T.tolist()) <= active
 
 
 def test_dropped_experts_get_no_gradient():
     made = router()
     routing = made(torch.randn(9, 5), torch.tensor([0, 3]))
-    (routing.scores_TS.square().sum() + routing.mix_T.sum()).backward()
-    assert [bool(row.any()) for row in made.experts_NK.grad] == [True, False, False, True]
+    (routing.scores_TS.square().sum() + routing.gate_T.sum()).backward()
+    assert [bool(row.any()) for row in made.expert_embeddings_NK.grad] == [True, False, False, True]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_arithmetic_is_fp32_in_a_model_of_lower_precision(dtype):
     low, tokens = router().to(dtype), torch.randn(50, 5).to(dtype)
     routing = low(tokens, ALL)
-    assert routing.scores_TS.dtype == routing.mix_T.dtype == torch.float32
+    assert routing.scores_TS.dtype == routing.gate_T.dtype == torch.float32
     # the same values, held in fp32 from the start
     expected = low.float()(tokens.float(), ALL)
     assert torch.equal(routing.scores_TS, expected.scores_TS)
-    assert torch.equal(routing.mix_T, expected.mix_T)
+    assert torch.equal(routing.gate_T, expected.gate_T)
 
 
 @pytest.mark.parametrize("score", ["cosine", "dot"])
@@ -157,7 +159,7 @@ def test_autocast_does_not_lower_the_precision(score):
         routing = made(tokens, ALL)
     assert routing.scores_TS.dtype == torch.float32
     assert torch.equal(routing.scores_TS, expected.scores_TS)
-    assert torch.equal(routing.mix_T, expected.mix_T)
+    assert torch.equal(routing.gate_T, expected.gate_T)
 
 
 def test_float64_stays_float64():
@@ -174,7 +176,7 @@ def test_fp32_can_be_switched_off():
 
 def test_empty_batch():
     routing = router()(torch.empty(0, 5), ALL)
-    assert routing.scores_TS.shape == (0, 4) and routing.expert_T.shape == routing.mix_T.shape == (0,)
+    assert routing.scores_TS.shape == (0, 4) and routing.expert_T.shape == routing.gate_T.shape == (0,)
 
 
 @pytest.mark.parametrize(
@@ -184,6 +186,6 @@ def test_empty_batch():
         ({"reduced_dim": -1}, "--moec-router-dim is -1; give the router's dimension, or 0 for the model dimension 5"),
     ],
 )
-def test_bad_options_are_refused(options, message):
+def test_bad_options_are_rejected(options, message):
     with pytest.raises(ValueError, match=message):
         Router(5, ExpertClusters(4, 2), **options)

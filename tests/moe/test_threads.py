@@ -66,6 +66,6 @@ def test_a_forked_process_starts_its_own_threads(threads):
     assert count() == 8
     child = os.fork()
     if child == 0:
-        # OpenMP does not survive a fork either: as in a data-loading worker, one thread per product
+        # OpenMP does not stay active under a fork either: as in a data-loading worker, one thread per product
         os._exit(0 if count() == 8 else 1)
     assert os.waitpid(child, 0)[1] == 0

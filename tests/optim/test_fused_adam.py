@@ -53,7 +53,7 @@ def test_a_state_of_fairseqs_adam_goes_on():
 @pytest.mark.parametrize("dtype, fused", [(torch.bfloat16, True), (torch.float32, False)])
 def test_what_torch_cannot_fuse_goes_fairseqs_way(dtype, fused, monkeypatch):
     if not fused:
-        monkeypatch.setattr(fused_adam, "_FUSED", None)
+        monkeypatch.setattr(fused_adam, "FUSED_ADAMW", None)
     ours, theirs = parameters(dtype), parameters(dtype)
     train(SinglePassAdam(ours, **OPTIONS), ours, 3)
     train(Adam(theirs, **OPTIONS), theirs, 3)

@@ -6,11 +6,6 @@ import pytest
 @pytest.fixture
 def dictionaries(tmp_path: Path) -> Path:
     """Return a folder with the dictionaries of a small language."""
-    from fairseq.data import Dictionary
+    from tests.batches import write_dictionaries
 
-    dictionary = Dictionary()
-    for letter in "abcdefghij":
-        dictionary.add_symbol(letter)
-    for language in ("src", "tgt"):
-        dictionary.save(str(tmp_path / f"dict.{language}.txt"))
-    return tmp_path
+    return write_dictionaries(tmp_path)

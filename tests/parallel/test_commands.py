@@ -16,9 +16,8 @@ import pytest
 import torch
 
 import moec_fairseq  # noqa: F401  (what checkpoints may hold)
-from moec_fairseq.checkpoint.loading import load_state
-from moec_fairseq.checkpoint.optimizer import BUFFER
-from moec_fairseq.compat.steps import FUSED_WEIGHTS
+from moec_fairseq.checkpoint.state import BUFFER, load_state
+from moec_fairseq.compat.versions import FUSED_WEIGHTS
 
 ROOT = Path(__file__).parents[2]
 
@@ -95,7 +94,7 @@ def model(save_dir: Path, name: str) -> dict[str, torch.Tensor]:
 
 
 def moec_checkpoint(*arguments: object) -> None:
-    command = [sys.executable, "-m", "moec_fairseq.checkpoint", *map(str, arguments)]
+    command = [sys.executable, "-m", "moec_fairseq", "checkpoint", *map(str, arguments)]
     subprocess.run(command, check=True, capture_output=True)
 
 

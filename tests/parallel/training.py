@@ -1,12 +1,13 @@
 """Real training steps of a small model, on one rank of a job."""
 
 import math
-import random
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from tests.batches import Pair, collate, random_pairs
 
 SENTENCES = 24
 EXACT = ("--moe-expert-count", "4", "--moec-cluster-count", "2")
@@ -31,12 +32,11 @@ def arguments(folder: Path, world_size: int, rank: int, *flags: str) -> list[str
 
 def build(folder: Path, world_size: int, rank: int, *flags: str) -> tuple[Any, Any]:
     """Return task and trainer as fairseq-train makes them."""
+    import moec_fairseq  # noqa: F401, I001  (puts our trainer in the place of fairseq's)
     from fairseq import options, tasks
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
     from fairseq.distributed import utils as distributed_utils
     from fairseq.trainer import Trainer
-
-    import moec_fairseq  # noqa: F401
 
     parser = options.get_training_parser()
     args = options.parse_args_and_arch(parser, input_args=arguments(folder, world_size, rank, *flags))
@@ -50,7 +50,7 @@ def build(folder: Path, world_size: int, rank: int, *flags: str) -> tuple[Any, A
     with torch.no_grad():
         for layer in model.moe_layers:  # new experts are the identity, whose gradients are too simple
             for block in layer.experts.sublayers:
-                shard = range(len(block.w2_NDF)) if world_size == 1 else layer.experts.ranks.shard.experts
+                shard = range(len(block.w2_NDF)) if world_size == 1 else layer.experts.groups.shard.experts
                 everyone = 0.1 * torch.randn(
                     layer.router.clusters.num_experts, *block.w2_NDF.shape[1:], generator=source
                 )
@@ -59,35 +59,19 @@ def build(folder: Path, world_size: int, rank: int, *flags: str) -> tuple[Any, A
     return task, trainer
 
 
-def batch(task: Any, sentences: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, Any]:
-    from fairseq.data import LanguagePairDataset
-
-    dictionary = task.source_dictionary
-    sources, targets = zip(*sentences, strict=True)
-    data = LanguagePairDataset(
-        sources, [len(s) for s in sources], dictionary, targets, [len(t) for t in targets], dictionary, shuffle=False
-    )
-    return data.collater([data[i] for i in range(len(sentences))])
+def batch(task: Any, pairs: list[Pair]) -> dict[str, Any]:
+    return collate(task.source_dictionary, pairs)
 
 
-def corpus(task: Any, update: int, size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    source = random.Random(update)
-    dictionary = task.source_dictionary
-
-    def sentence() -> torch.Tensor:
-        words = [source.randrange(dictionary.nspecial, len(dictionary)) for _ in range(source.randint(1, 9))]
-        return torch.tensor([*words, dictionary.eos()])
-
-    return [(sentence(), sentence()) for _ in range(size)]
+def corpus(task: Any, update: int, size: int) -> list[Pair]:
+    return random_pairs(task.source_dictionary, update, size)
 
 
 def everyones_experts(trainer: Any, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return parameters or gradients by name, those of experts of all ranks together."""
-    from moec_fairseq.moe.ranks import Ranks
-
-    ranks: Ranks | None = trainer.get_model().moe_layers[0].experts.ranks
+    groups = trainer.get_model().moe_layers[0].experts.groups
     return {
-        name: ranks.gather(value) if ranks is not None and ".experts." in name else value.clone()
+        name: groups.gather(value) if groups is not None and ".experts." in name else value.clone()
         for name, value in values.items()
     }
 

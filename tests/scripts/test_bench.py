@@ -15,11 +15,6 @@ def bench(*arguments: object) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
-def test_help():
-    done = subprocess.run(["bash", str(SCRIPT), "--help"], capture_output=True, text=True)
-    assert done.returncode == 0 and "layer|loss|train|generate|prepare|clean|all" in done.stdout
-
-
 @pytest.mark.filterwarnings("ignore")
 def test_every_suite_runs_and_writes_json_and_a_picture(tmp_path):
     done = bench("all", "--size", "small", "--json", tmp_path / "found.json")

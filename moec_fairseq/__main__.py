@@ -1,0 +1,323 @@
+"""The command ``moec``: what it can do, and the options of each of its commands.
+
+Nothing but the standard library is imported before a command runs, so that ``--help`` works, as
+``python3 moec_fairseq/__main__.py --help``, on a machine where nothing is installed yet.
+"""
+
+import argparse
+import errno
+import logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent  # of a checkout: configs/ and data/ are there
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+MODEL_TYPES = ("bpe", "unigram", "char")
+TIERS = ("full", "small")
+SUITES = ("layer", "loss", "train", "generate", "prepare", "clean")
+
+Add = Callable[..., Any]
+
+
+def _languages(add: Add, source: str = "", target: str = "") -> None:
+    add("--source", metavar="LANG", help=f"language to translate from{source}")
+    add("--target", metavar="LANG", help=f"language to translate to{target}")
+
+
+def _own_text(add: Add) -> None:
+    add("--train-prefix", metavar="P", help="your own text: train on P.SOURCE and P.TARGET, such as P.en and P.de")
+    add("--valid-prefix", metavar="P", help="validate on this (default: about 1000 sentences of the training text)")
+    add("--test-prefix", metavar="P", help="test on this (default: the same)")
+    add("--tier", choices=TIERS, default="full", help="quickstart, small: 76 MB to fetch, not 182 (default: full)")
+
+
+def _prepare(add: Add) -> None:
+    """Makes fairseq's binary data of a corpus: downloads, cleans, segments, binarises.
+
+    Archives that --raw-dir has are not downloaded; interrupted downloads are continued. Finished steps are skipped when
+    the command is given again.
+    """
+    add(
+        "corpus", nargs="?", metavar="CORPUS",
+        help="a recipe: a name in data/, such as wmt14_en_de, or the path of a YAML file; or quickstart; "
+        "left out for your own text",
+    )  # fmt: skip
+    _own_text(add)
+    _languages(add, " (default: that of the recipe, or en)", " (default: that of the recipe, or de)")
+    add("--raw-dir", type=Path, metavar="DIR", help="where the archives are, or are downloaded to (default: OUT/raw)")
+    add("--out", type=Path, metavar="DIR", help="all results (default: CORPUS-SOURCE-TARGET)")
+    add("--workers", type=int, default=2, metavar="N", help="processes (default: 2)")
+    add("--vocab-size", type=int, default=32_000, metavar="N", help="most joint subwords (default: 32000)")
+    add("--model-type", choices=MODEL_TYPES, default="bpe", help="of sentencepiece (default: bpe)")
+    add("--character-coverage", type=float, default=1.0, metavar="SHARE", help="of characters (default: 1.0)")
+    add(
+        "--max-length", type=int, metavar="N", help="drop pairs with more subwords on a side (default: 250 for recipes)"
+    )
+    add(
+        "--max-ratio", type=float, metavar="R",
+        help="drop pairs with one side more than R times as long as the other (default: 1.5 for recipes)",
+    )  # fmt: skip
+    add("--distinct", action="store_true", help="recipes: drop repeated training pairs")
+    add("--recipes", type=Path, default=ROOT / "data", help=argparse.SUPPRESS)
+
+
+def _train(add: Add) -> None:
+    """Trains with a YAML file: one process, several on this machine, or this machine's part of a larger job.
+
+    Experts are shared by all processes. When one fails, all are stopped and the reason is shown; started again,
+    training resumes from the last checkpoint.
+    """
+    add("config", metavar="CONFIG", help="a name in configs/, or the path of a YAML file")
+    add(
+        "overrides", nargs="*", metavar="KEY=VALUE",
+        help="method=moec, moe or dense, or any option of fairseq and of this plug-in, such as "
+        "optimization.max_update=1000; lists are optimization.lr=[0.1,0.2], and text with commas, equals signs or "
+        "brackets is quoted for hydra, too: "
+        "\"model.encoder_moe_layers='1,2'\"",
+    )  # fmt: skip
+    add("--processes", type=int, metavar="W", help="processes on this machine (default: one for each GPU, or 1)")
+    add("--nodes", type=int, default=1, metavar="M", help="machines of the job, each with W processes (default: 1)")
+    add("--node-rank", type=int, default=0, metavar="K", help="number of this machine, from 0 (default: 0)")
+    add("--master", metavar="HOST:PORT", help="where machine 0 listens; needed with --nodes")
+    add("--logs", type=Path, metavar="DIR", help="one log for each rank (default: logs/CONFIG or logs/CONFIG_METHOD)")
+    add(
+        "--rank-timeout", type=int, default=1800, metavar="SECONDS",
+        help="how long ranks wait for lost ones (default: 1800)",
+    )  # fmt: skip
+    add("--dry-run", action="store_true", help="show the commands and run nothing")
+    add("--configs", type=Path, default=ROOT / "configs", help=argparse.SUPPRESS)
+
+
+def _search(add: Add) -> None:
+    add("--beam", type=int, default=5, metavar="N", help="size of the beam (default: 5)")
+    add("--lenpen", type=float, default=1.0, metavar="X", help="above 1: longer output (default: 1)")
+    add("--max-tokens", type=int, default=4096, metavar="N", help="of a batch (default: 4096)")
+    add("--cpu", action="store_true", help="do not use a GPU")
+
+
+def _evaluate(add: Add) -> None:
+    """From the checkpoints of a training to scores that others can compare: merges, averages, translates, scores.
+
+    Shows BLEU, chrF and TER of sacreBLEU, and BLEU of tokenised text, also with compounds split (as papers on German
+    report it), each with its signature. Finished steps are skipped when the command is given again.
+    """
+    add(
+        "--checkpoints", type=Path, required=True, metavar="DIR",
+        help="the save_dir of a training, or one checkpoint; files of all ranks are merged",
+    )  # fmt: skip
+    add("--average", type=int, metavar="N", help="mean of the last N checkpoints (default: 10, or all if fewer)")
+    add(
+        "--by", choices=("epoch", "update"), dest="kind",
+        help="which of them, where DIR has checkpoint3.pt and checkpoint_3_80.pt",
+    )  # fmt: skip
+    add("--best", action="store_true", help="checkpoint_best.pt instead of a mean")
+    add(
+        "--data", type=Path, metavar="DIR",
+        help="of moec prepare, or any binary data of fairseq, also several as DIR:DIR (default: that of the training)",
+    )  # fmt: skip
+    add("--source-lang", metavar="SRC", help="language to translate from, where model and data leave a choice")
+    add("--target-lang", metavar="TGT", help="language to translate to, likewise")
+    add("--subset", metavar="NAME", help="part of the data, such as valid (default: test)")
+    add("--test-set", metavar="NAME", help="a test set of sacrebleu, such as wmt14/full, instead")
+    add("--input", type=Path, dest="text", metavar="FILE", help="plain text to translate instead")
+    add(
+        "--references", type=Path, nargs="+", default=[], metavar="FILE",
+        help="one or several translations of it; also for binary data of others, which have <<unk>> for unknown words",
+    )  # fmt: skip
+    add("--tokenized", action="store_true", help="the text is tokenised: BLEU takes it as it is")
+    add(
+        "--remove-bpe", choices=("subword_nmt", "sentencepiece"), dest="segmentation",
+        help="how binary data of others is segmented (default: judged by its dictionary)",
+    )  # fmt: skip
+    _search(add)
+    add(
+        "--against", type=Path, metavar="FILE", help="translations of another system: confidence intervals and p values"
+    )
+    add("--table", type=Path, metavar="FILE.csv", help="table of results that gets a row, also as FILE.md")
+    add("--name", metavar="NAME", help="of this system there (default: the last two folders of DIR)")
+    add("--samples", type=int, default=3, metavar="N", help="translations to show (default: 3)")
+    add("--out", type=Path, metavar="DIR", help="all results (default: DIR/evaluation/last10, best, ...)")
+
+
+def _translate(add: Add) -> None:
+    """Translates plain text, line by line; translations come in the order of the input, progress goes to stderr."""
+    add(
+        "model", type=Path, metavar="MODEL",
+        help="the save_dir of a training, a checkpoint, or the folder of the quickstart",
+    )  # fmt: skip
+    add("--input", type=Path, dest="text", metavar="FILE", help="text to translate (default: standard input)")
+    add("--output", type=Path, metavar="FILE", help="write translations here (default: standard output)")
+    add("--data", type=Path, metavar="DIR", help="of moec prepare (default: that of the training)")
+    add("--source-lang", metavar="SRC", help="language to translate from, where the model leaves a choice")
+    add("--target-lang", metavar="TGT", help="language to translate to, likewise")
+    _search(add)
+    add("--batch-size", type=int, metavar="N", help="sentences of a batch (default: as --max-tokens says)")
+    add("--n-best", type=int, default=1, metavar="N", help="translations of each sentence, best first (default: 1)")
+    add("--score", action="store_true", help="write the log-probability per subword and a tab before each translation")
+
+
+def _quickstart(add: Add) -> None:
+    """Translates real text with MoEC: gets the data, trains, translates, scores.
+
+    The data are the messages of published Python packages, from English, or your own text, one sentence per line, the
+    same number of lines in both languages (.gz, .bz2, .xz are read, too). Finished steps are skipped when the command
+    is given again; an interrupted training resumes where it was.
+    """
+    _languages(add, " (default: en)", ": de, fr, es or nl, or that of your own text (default: de)")
+    _own_text(add)
+    add(
+        "--model", default="moec", choices=("moec", "moec-nodropout", "moe", "dense"),
+        help="models that differ in nothing but what the experts do (default: moec)",
+    )  # fmt: skip
+    add(
+        "--max-update", type=int, default=2000, metavar="N",
+        help="train for N updates; a finished training continues if N grows (default: 2000)",
+    )  # fmt: skip
+    add("--seed", type=int, default=1, metavar="N", help="of all chance (default: 1)")
+    add("--cpu", action="store_true", help="do not use a GPU")
+    add(
+        "--work-dir", type=Path, metavar="DIR",
+        help="all results (default: quickstart-SOURCE-TARGET in the checkout, quickstart-own-... for own text)",
+    )  # fmt: skip
+
+
+def _checkpoint(add_command: Callable[..., Add]) -> None:
+    """Merges, reshards, averages and describes checkpoints whose experts are spread over ranks.
+
+    Training on several processes writes a checkpoint as NAME-rank-0.pt, NAME-rank-1.pt, ..., each with its own experts.
+    Wherever CHECKPOINT is asked for, NAME.pt, NAME or one of these files is right.
+    """
+    tools = "moec_fairseq.checkpoint.tools"
+
+    def add_one(name: str, help: str, optimizer: bool = True) -> Add:
+        add = add_command(name, f"{tools}:{name}", help)
+        add("checkpoint", type=Path, metavar="CHECKPOINT", help="NAME.pt, NAME or NAME-rank-0.pt")
+        if optimizer:
+            add("--no-optimizer", dest="optimizer", action="store_false", help="leave out the optimizer's state")
+        return add
+
+    add = add_one("merge", "all ranks in one file, as fairseq-generate needs it")
+    add("--out", type=Path, required=True, metavar="FILE")
+
+    add = add_one("reshard", "resume with another number of processes")
+    add("--ranks", type=int, required=True, metavar="W", help="number of processes; 1 for one file")
+    add("--out", required=True, metavar="PREFIX", help="writes PREFIX-rank-0.pt ...; or a folder, where it keeps NAME")
+
+    add = add_command("average", f"{tools}:average", "mean of the parameters of several checkpoints")
+    add("checkpoints", type=Path, nargs="*", metavar="CHECKPOINT")
+    add("--last", type=int, metavar="N", help="the last N numbered checkpoints of --dir instead")
+    add("--dir", type=Path, metavar="DIR", dest="folder", help="the --save-dir of the training")
+    add(
+        "--by",
+        choices=("epoch", "update"),
+        dest="kind",
+        help="which, where --dir has checkpoint3.pt and checkpoint_3_80.pt",
+    )
+    add("--merge", action="store_true", help="write one file; default: as many as the last checkpoint")
+    add("--out", type=Path, required=True, metavar="NAME.pt")
+
+    add_one("info", "ranks, experts, sizes; fails when files are missing or corrupt", optimizer=False)
+
+
+def _bench(add: Add) -> None:
+    """Measures speed and memory: ratios, medians and spread of 7 interleaved repeats, peak memory."""
+    add(
+        "suite", nargs="?", choices=[*SUITES, "all"], default="all",
+        help="layer: against a dense block of the same active size and fairscale's MOELayer; loss; train, generate: "
+        "whole models; prepare: your own text to subwords; clean: published text to subwords (default: all)",
+    )  # fmt: skip
+    add("--json", type=Path, metavar="FILE", help="write every repeat here, and a picture beside it")
+    add("--size", choices=("full", "small"), default="full", help="small only shows that it runs (default: full)")
+    add("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
+    add("--text", metavar="PREFIX", help="clean: real text in PREFIX.en and PREFIX.de instead of made up")
+    add("--moses", type=Path, metavar="DIR", help="clean: the same with Moses' scripts in DIR and subword-nmt")
+
+
+# name -> options, and what runs with them; the first line of the docstring says what the command does
+COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
+    "quickstart": (_quickstart, "moec_fairseq.quickstart:quickstart"),
+    "prepare": (_prepare, "moec_fairseq.data.pipeline:prepare"),
+    "train": (_train, "moec_fairseq.launch:train"),
+    "evaluate": (_evaluate, "moec_fairseq.evaluate.pipeline:evaluate"),
+    "translate": (_translate, "moec_fairseq.evaluate.translate:translate"),
+    "checkpoint": (_checkpoint, ""),
+    "bench": (_bench, "moec_fairseq.bench.suites:bench"),
+}
+
+
+def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """Return the parser of the whole command line, and those of ``train``, ``checkpoint merge``, and so on, by name."""
+    whole = argparse.ArgumentParser(prog="moec", description="Sparse machine translation with MoEC on stock fairseq.")
+    commands = whole.add_subparsers(required=True, metavar="COMMAND")
+    found: dict[str, argparse.ArgumentParser] = {}
+    for name, (options, run) in COMMANDS.items():
+        about = options.__doc__ or ""
+        command = commands.add_parser(name, help=_as_help(about), description=about)
+        if run:
+            found[name] = command
+            command.set_defaults(run=run)
+            options(command.add_argument)
+            continue
+        parts = command.add_subparsers(required=True, metavar="COMMAND")
+
+        def add_command(part: str, run: str, help: str, name: str = name, parts: Any = parts) -> Add:
+            found[f"{name} {part}"] = parser = parts.add_parser(part, help=help, description=_as_description(help))
+            parser.set_defaults(run=run)
+            return parser.add_argument
+
+        options(add_command)
+    return whole, found
+
+
+def _as_help(about: str) -> str:
+    first = about.splitlines()[0]
+    return first[0].lower() + first[1:].rstrip(".")
+
+
+def _as_description(help: str) -> str:
+    return f"{help[0].upper()}{help[1:]}."
+
+
+def parse(words: Sequence[str]) -> dict[str, Any]:
+    """Return the options of a command line, and as ``run`` what runs with them; options may stand anywhere."""
+    whole, commands = parsers()
+    for count in (1, 2):
+        if command := commands.get(" ".join(words[:count])):
+            return vars(command.parse_intermixed_args(words[count:]))
+    return vars(whole.parse_args(words))  # shows help, or what is wrong
+
+
+def run(words: Sequence[object]) -> None:
+    """Run a command line, such as ``["train", "quickstart"]``."""
+    options = parse(list(map(str, words)))
+    module, _, function = options.pop("run").partition(":")
+    getattr(import_module(module), function)(**options)
+
+
+def main() -> int:
+    """Run a command; a mistake in what the user gave becomes one line on stderr and exit status 1."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    logging.disable(logging.INFO)  # what libraries say in this process; commands of fairseq run in others
+    try:
+        run(sys.argv[1:])
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"error: {_explained(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted. The same command continues where it was.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _explained(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        return f"{error}; make room on the disk and give the same command again: what is finished is kept"
+    return str(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""What single modules of fairseq compute: LayerDrop on several ranks, the adaptive softmax, the search for NaN."""
+
+from collections.abc import Iterator
+from itertools import compress
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from fairseq.modules import AdaptiveSoftmax, LayerDropModuleList
+from fairseq.nan_detector import NanDetector
+from torch import Tensor, nn
+
+_layers = LayerDropModuleList.__iter__
+_get_log_prob = AdaptiveSoftmax.get_log_prob
+_detect_nan = NanDetector.__init__
+
+
+def seed_layer_drop(model: nn.Module, seed: int, update: int) -> None:
+    """Make the layers that are dropped in an update a function of seed and update (see ``drop_same_layers``)."""
+    stacks = [module for module in model.modules() if isinstance(module, LayerDropModuleList)]
+    for number, stack in enumerate(stacks):
+        # RandomState, because numpy promises never to change its stream; each forward pass takes the next draw
+        stack.draws = np.random.RandomState([seed % 2**32, number, update])
+
+
+def drop_same_layers(stack: Any) -> Iterator[nn.Module]:
+    """Yield the layers that are not dropped, the same on all ranks (``--encoder-layerdrop``, ``--decoder-layerdrop``).
+
+    Reason: fairseq draws them from torch's generator, whose state differs between ranks, as dropout draws from it for
+    batches of different shapes. A rank that drops a layer with experts would leave the others waiting for its tokens
+    forever.
+    """
+    if not stack.training or not hasattr(stack, "draws"):
+        return _layers(stack)
+    return compress(nn.ModuleList.__iter__(stack), stack.draws.random_sample(len(stack)) > stack.p)
+
+
+def train_adaptive_softmax(softmax: Any, input: Tensor, target: Tensor | None) -> Tensor:
+    """Return the adaptive softmax's log-probabilities of all words, (B, L, V), so that they can be trained.
+
+    Reason: fairseq's criterions other than ``adaptive_loss`` ask for all of them; fairseq adds the parts of a rare
+    word's probability in place, and the backward pass fails ("modified by an inplace operation"). Nor does it apply
+    ``--adaptive-softmax-dropout`` there. At least in float32, since losses are sums over the vocabulary.
+    """
+    if target is not None:  # who scores sentences wants the probabilities of their words only
+        return _get_log_prob(softmax, input, target)
+
+    def normalized(logits: Tensor) -> Tensor:
+        return F.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+    hidden_TD = softmax.dropout_module(input.reshape(-1, input.shape[-1]))
+    head = normalized(softmax.head(hidden_TD))
+    frequent, *clusters = head.split([softmax.cutoff[0]] + [1] * len(softmax.tail), dim=1)
+    rare = [cluster + normalized(tail(hidden_TD)) for cluster, tail in zip(clusters, softmax.tail, strict=True)]
+    return torch.cat([frequent, *rare], dim=1).view(*input.shape[:-1], -1)
+
+
+def detect_nan_forward(detector: Any, model: Any, forward: bool = True, backward: bool = True) -> None:
+    """Let fairseq's search for the module that makes NaN look at forward passes only.
+
+    Reason: its backward hooks fail under torch ≥ 2 on any Transformer, whose encoder returns a dictionary of lists
+    (StopIteration), and that error hides the real one.
+    """
+    _detect_nan(detector, model, forward, backward=False)

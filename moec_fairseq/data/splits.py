@@ -1,0 +1,209 @@
+"""Which pairs are for training, validation and test: decided by a hash of the source, never by chance or place.
+
+Messages are full of copies that differ in case, digits, punctuation or placeholders; a random split would put such
+copies on both sides and measure memory. A pair's side depends on the letters of its source only, so copies stay
+together, in every run, in every corpus and for every target language.
+"""
+
+import hashlib
+import sys
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from moec_fairseq.data.cleaning import Pair, without_placeholders
+from moec_fairseq.data.compressed import found_as
+from moec_fairseq.data.languages import SPLITS, parallel_paths
+from moec_fairseq.data.text import check_file, parallel_lines
+from moec_fairseq.util.files import whole_texts, write_json
+
+HELD_OUT = ("valid", "test")
+HELD_OUT_SIZE = 1000
+MAX_SHARE = 0.05
+
+
+def normalised(text: str) -> str:
+    """Return the letters of `text` in lower case, without accents or placeholders; a text without letters stays."""
+    decomposed = unicodedata.normalize("NFKD", without_placeholders(text).casefold())
+    return "".join(filter(str.isalpha, decomposed)) or text
+
+
+def fingerprint(text: str) -> int:
+    """Return 64 bits that are equal for texts that are equal once normalised."""
+    return int.from_bytes(hashlib.sha256(normalised(text).encode()).digest()[:8], "big")
+
+
+def split_of(source: int, share: float, held_out: tuple[str, ...] = HELD_OUT) -> str:
+    """Return the split of a source's fingerprint when each of `held_out` gets `share` of all texts."""
+    step = int(share * 2**64)
+    place = source // step if step else len(held_out)
+    return held_out[place] if place < len(held_out) else "train"
+
+
+def share_for(pairs: int) -> float:
+    """Return the share of `pairs` that gives HELD_OUT_SIZE pairs, but at most MAX_SHARE."""
+    return min(MAX_SHARE, HELD_OUT_SIZE / max(pairs, 1))
+
+
+class Splitter:
+    """Sends pairs to their splits, so that no sentence and no translation of a held-out pair is on another side.
+
+    It sees all pairs twice: `note` learns the translations of the held-out pairs, `write` then sorts the pairs. Of
+    sources that are equal once normalised, valid and test take one: they are small, and each sentence should count
+    once. What it keeps in memory are the fingerprints of the held-out pairs.
+    """
+
+    def __init__(self, share: float, held_out: Sequence[str] = HELD_OUT) -> None:
+        self.share = share
+        self.held_out = tuple(held_out)
+        self.sizes: Counter[str] = Counter()
+        self.drops: Counter[str] = Counter()
+        self._targets: dict[str, set[int]] = {split: set() for split in held_out}
+        self._sources: set[int] = set()
+
+    def note(self, pairs: Iterable[Pair]) -> None:
+        """Learn which translations belong to the held-out pairs."""
+        for pair in pairs:
+            split = split_of(fingerprint(pair.source), self.share, self.held_out)
+            if split in self._targets:
+                self._targets[split].add(fingerprint(pair.target))
+
+    def write(self, pairs: Iterable[Pair], files: Mapping[str, tuple[TextIO, TextIO]]) -> None:
+        """Write each pair to the two files of its split, or count why it is on no side."""
+        for pair in pairs:
+            source = fingerprint(pair.source)
+            split = split_of(source, self.share, self.held_out)
+            if reason := self._reason_to_drop(pair, source, split):
+                self.drops[f"{split}: {reason}"] += 1
+                continue
+            for file, text in zip(files[split], (pair.source, pair.target), strict=True):
+                file.write(text + "\n")
+            self.sizes[split] += 1
+
+    def _reason_to_drop(self, pair: Pair, source: int, split: str) -> str | None:
+        if split != "train":
+            if source in self._sources:
+                return "a copy of another source there"
+            self._sources.add(source)
+        # A translation that two splits claim stays in the last of them: test, then valid, then train.
+        stronger = [other for other in self.held_out if SPLITS.index(other) > SPLITS.index(split)]
+        if any(fingerprint(pair.target) in self._targets[other] for other in stronger):
+            return f"the translation is in {' or '.join(stronger)}"
+        return None
+
+
+def write_corpus(
+    pairs: Callable[[], Iterable[Pair]],
+    splitter: Splitter,
+    source: str,
+    target: str,
+    out: Path,
+    about: Mapping[str, Any],
+) -> Counter[str]:
+    """Write `pairs` (asked for twice) to train and the held-out splits in `out`, with report.json: `about`, sizes.
+
+    Returns:
+        pairs by what became of them, ``SPLIT: kept`` or ``SPLIT: why not``.
+    """
+    splitter.note(pairs())
+    splits = ("train", *splitter.held_out)
+    paths = [path for split in splits for path in parallel_paths(out, split, source, target)]
+    with whole_texts(paths) as files:
+        splitter.write(pairs(), dict(zip(splits, zip(files[::2], files[1::2], strict=True), strict=True)))
+        if empty := [split for split in splits if not splitter.sizes[split]]:
+            raise ValueError(f"too little text: no sentence falls to {' and '.join(empty)}; give more text")
+    write_json(out / "report.json", {**about, "splits": splitter.sizes, "left out of splits": splitter.drops})
+    return Counter({f"{split}: kept": splitter.sizes[split] for split in splits}) + splitter.drops
+
+
+def own_files(prefixes: Mapping[str, str], source: str, target: str) -> dict[str, tuple[Path, Path]]:
+    """Return the two files of each split of the user's own text.
+
+    Args:
+        prefixes: PREFIX of PREFIX.SOURCE and PREFIX.TARGET by split; the files may be compressed by gzip, bzip2 or xz,
+            under these names or with .gz, .bz2 or .xz after them.
+        source: language.
+        target: language.
+
+    Raises:
+        ValueError: a file is missing or empty.
+    """
+    sides = {
+        split: (found_as(Path(f"{prefix}.{source}")), found_as(Path(f"{prefix}.{target}")))
+        for split, prefix in prefixes.items()
+    }
+    for path in (path for pair in sides.values() for path in pair):
+        check_file(path)
+    return sides
+
+
+def write_own(files: Mapping[str, tuple[Path, Path]], source: str, target: str, out: Path) -> Counter[str]:
+    """Write {train,valid,test}.{source,target} and report.json into `out`; return pairs by what became of them.
+
+    Valid and test are used as they are when given, and split off train otherwise. Text is streamed: memory holds the
+    fingerprints of held-out sentences only.
+
+    Args:
+        files: of ``own_files``.
+        source: language.
+        target: language.
+        out: folder.
+
+    Raises:
+        ValueError: two sides have different numbers of lines, or there is too little text.
+    """
+    for path in (path for sides in files.values() for path in sides):
+        if path.resolve().parent == out.resolve():
+            raise ValueError(f"{path} is in the folder for the results; give --out another folder")
+    held_out = {split: sides for split, sides in files.items() if split != "train"}
+    sources = {
+        split: _copy(split, sides, parallel_paths(out, split, source, target)) for split, sides in held_out.items()
+    }
+    total = _count_and_compare(files["train"], sources)
+    splitter = Splitter(share_for(total), [split for split in HELD_OUT if split not in held_out])
+    splitter.sizes.update({split: len(fingerprints) for split, fingerprints in sources.items()})
+    about = {**{split: str(sides[0]) for split, sides in files.items()}, "pairs": total}
+    counts = write_corpus(lambda: _pairs(files["train"], "split train"), splitter, source, target, out, about)
+    return counts + Counter({f"{split}: kept": len(fingerprints) for split, fingerprints in sources.items()})
+
+
+def _pairs(sides: tuple[Path, Path], what: str) -> Iterator[Pair]:
+    """Yield the pairs of two files that have text on both sides."""
+    for source, target in tqdm(parallel_lines(*sides), desc=what, unit=" lines", unit_scale=True):
+        if source and target:
+            yield Pair(source, target)
+
+
+def _copy(split: str, sides: tuple[Path, Path], copies: tuple[Path, Path]) -> list[int]:
+    """Copy a held-out split that the user gave; return the fingerprints of its sources."""
+    sources = []
+    with whole_texts(list(copies)) as (source_file, target_file):
+        for source, target in parallel_lines(*sides):
+            source_file.write(source + "\n")
+            target_file.write(target + "\n")
+            sources.append(fingerprint(source))
+    print(f"{split}: {sides[0]} and {sides[1]}, as they are")
+    return sources
+
+
+def _count_and_compare(train: tuple[Path, Path], held_out: dict[str, list[int]]) -> int:
+    """Return the number of training pairs; warn of those whose source, up to case and punctuation, is also held out."""
+    total = 0
+    known = {split: set(sources) for split, sources in held_out.items()}
+    shared = dict.fromkeys(held_out, 0)
+    for pair in _pairs(train, "check train"):
+        total += 1
+        for split, sources in known.items():
+            shared[split] += fingerprint(pair.source) in sources
+    for split, count in shared.items():
+        if count:
+            print(
+                f"warning: {count} of {total} training sentences are also in {split}"
+                " (up to case, digits and punctuation): its score says little about new sentences",
+                file=sys.stderr,
+            )
+    return total

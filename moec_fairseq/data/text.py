@@ -1,0 +1,123 @@
+"""Reading text that others wrote: one line is one line for every tool, and bad bytes are found early."""
+
+import codecs
+import re
+import shlex
+from collections.abc import Iterator
+from itertools import zip_longest
+from pathlib import Path
+
+from moec_fairseq.data.compressed import open_unpacked, unpacking_command
+
+# Python's own white space misses some control characters, and sentencepiece writes a space as U+2581.
+_SPACE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2581]+")
+# They are invisible, and their presence makes equal sentences differ. Joiners (U+200C, U+200D) carry meaning, and stay.
+_INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u2060\ufeff]")
+# Most lines hold nothing of all this, and to see that takes less time than to replace every space by a space.
+_IRREGULAR = re.compile("[^\\S ]|  |[\x00-\x1f\x7f-\x9f\u2581\u00ad\u200b\u200e\u200f\u2060\ufeff]")
+
+# Byte order marks that are no part of UTF-8; one of UTF-32 begins with one of UTF-16.
+_OTHER_MARKS = {
+    "utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+    "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
+}
+_HEAD = 4096  # bytes that show whether a file is text
+_BINARY = re.compile(rb"[\x00-\x08\x0e-\x19]")
+
+
+def normalise_space(text: str) -> str:
+    """Return `text` as one line: a run of white space (U+2028, form feed, ...) is one space, none outside."""
+    if _IRREGULAR.search(text) is None:
+        return text.strip(" ")
+    return _SPACE.sub(" ", without_invisible(text)).strip(" ")
+
+
+def on_one_line(text: str) -> str:
+    """Return `text` with a space for each run of white space and none outside, and nothing else changed."""
+    return " ".join(text.split())
+
+
+def without_invisible(text: str) -> str:
+    """Return `text` without characters that nobody sees, such as the soft hyphen."""
+    return _INVISIBLE.sub("", text)
+
+
+def check_file(path: Path) -> None:
+    """Raise ValueError unless `path` is a file that holds something."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; check the name")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: the file is empty; it needs at least one line")
+
+
+def raw_lines(path: Path) -> Iterator[str]:
+    r"""Yield the lines of a UTF-8 file, with or without byte order mark; only \n and \r\n end a line.
+
+    A file compressed by gzip, bzip2 or xz is read as what it holds.
+
+    Raises ValueError that names the line when a file is missing, empty or not UTF-8.
+    """
+    check_file(path)
+    with open_unpacked(path) as file:
+        head = file.peek(_HEAD)[:_HEAD]
+        _check_head(path, head)
+        for number, line in enumerate(file, start=1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            try:
+                yield line.decode("utf-8").removesuffix("\n").removesuffix("\r")
+            except UnicodeDecodeError as error:
+                if _BINARY.search(head + line):
+                    raise _no_text(path) from None
+                raise not_utf8(path, number, error.start + 1) from None
+
+
+def not_utf8(path: Path, line: int, byte: int) -> ValueError:
+    """Return what to raise for a byte of a line that belongs to no character."""
+    return ValueError(
+        f"{path}, line {line}: byte {byte} is not valid UTF-8;"
+        f" convert the file (for example: {_conversion(path, 'latin1')})"
+    )
+
+
+def _check_head(path: Path, head: bytes) -> None:
+    """Raise ValueError for the beginning of what is not text, though it may well be valid UTF-8."""
+    if not head:
+        raise ValueError(f"{path}: the file is empty; it needs at least one line")
+    for encoding, marks in _OTHER_MARKS.items():
+        if head.startswith(marks):
+            raise ValueError(f"{path} is in {encoding.upper()}; convert it to UTF-8: {_conversion(path, encoding)}")
+    if head[257:262] == b"ustar":
+        raise ValueError(f"{path} is a tar archive, not text; unpack it: tar -xf {shlex.quote(path.name)}")
+    if head.count(0) > len(head) / 10:
+        raise _no_text(path)
+
+
+def _no_text(path: Path) -> ValueError:
+    return ValueError(f"{path} is not text but a binary file; check the name")
+
+
+def _conversion(path: Path, encoding: str) -> str:
+    """Return the command that makes UTF-8 of a file."""
+    convert = f"iconv -f {encoding} -t utf-8"
+    unpack = unpacking_command(path)
+    return f"{unpack} | {convert}" if unpack else f"{convert} {shlex.quote(path.name)}"
+
+
+def lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a UTF-8 file with normalised white space; errors as in `raw_lines`."""
+    return map(normalise_space, raw_lines(path))
+
+
+def parallel_lines(source: Path, target: Path) -> Iterator[tuple[str, str]]:
+    """Yield pairs of lines; raises ValueError, with both counts, where one file ends before the other."""
+    check_file(source)
+    check_file(target)
+    for source_line, target_line in zip_longest(lines(source), lines(target)):
+        if source_line is None or target_line is None:
+            counts = [sum(1 for _ in raw_lines(path)) for path in (source, target)]
+            raise ValueError(
+                f"{source} has {counts[0]} lines, but {target} has {counts[1]};"
+                " line N of one must be the translation of line N of the other"
+            )
+        yield source_line, target_line

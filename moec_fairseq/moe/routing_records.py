@@ -1,0 +1,71 @@
+"""The one place where routing records are kept until the criterion takes them."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from moec_fairseq.moe.router import Routing
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RoutingRecord:
+    """What one MoE layer did in one forward pass.
+
+    Attributes:
+        layer_index: index of the MoE layer in the model.
+        routing: the router's decision.
+        tokens_per_expert_N: tokens routed to each expert, including those above its capacity, int64.
+        overflow: tokens above capacity, int64, shape ().
+    """
+
+    layer_index: int
+    routing: Routing
+    tokens_per_expert_N: Tensor
+    overflow: Tensor
+
+
+class RoutingCollector:
+    """Collects the routing records of all MoE layers of a model, inside ``with collector.collect()`` only.
+
+    fairseq's layer loops drop additional outputs of a layer, so the records take this side channel. Generation never
+    collects, so decoding keeps nothing in memory.
+
+    Attributes:
+        is_dummy: the current batch only keeps this process in step with the others; none of its tokens is routed,
+            neither in the forward pass nor when activations are recomputed. Set by moec_fairseq.compat.
+    """
+
+    def __init__(self) -> None:
+        self._records: list[RoutingRecord] | None = None
+        self.is_dummy = False
+        self._warned = False
+
+    @property
+    def is_collecting(self) -> bool:
+        """Whether records are being collected."""
+        return self._records is not None
+
+    def add(self, record: RoutingRecord, training: bool = False) -> None:
+        """Keep a record while collecting; warn once if a model is trained without anyone collecting."""
+        if self._records is not None:
+            self._records.append(record)
+        elif training and not self._warned:
+            self._warned = True
+            logger.warning(
+                "The router gets no balance or variance loss, because the criterion does not ask for it; "
+                "train with --criterion moec_label_smoothed_cross_entropy."
+            )
+
+    @contextmanager
+    def collect(self) -> Iterator[list[RoutingRecord]]:
+        """Collect the records of the forward passes made in this context."""
+        outer, self._records = self._records, []
+        try:
+            yield self._records
+        finally:
+            self._records = outer

@@ -1,1 +1,0 @@
-"""From the archives that a recipe names to the binary data of fairseq."""
