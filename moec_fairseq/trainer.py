@@ -28,6 +28,8 @@ from moec_fairseq.moe.expert_parallel import sum_over_ranks
 
 logger = logging.getLogger(__name__)
 
+# fairseq's Adam and ours, by what a checkpoint calls them
+ADAMS = ("FairseqAdam", "FusedAdam")
 # what reduce_lr_on_plateau counts
 PLATEAU_COUNTERS = ("num_bad_epochs", "cooldown_counter")
 # settings that a resumed training is compared in, by group, None: all; schedule and length often change on purpose
@@ -78,9 +80,21 @@ class MoECTrainer(Trainer):
         A rank that has run out of data gets one, so that ranks stay in step; no expert and no router loss of any rank
         must see its tokens.
         """
+        num_tokens = self._count_tokens(sample)
         sample, is_dummy_batch = super()._prepare_sample(sample, is_dummy)
         self._mark_dummy(is_dummy_batch)
+        if self.is_moec:
+            self.task.moec_model.collector.num_tokens = num_tokens
         return sample, is_dummy_batch
+
+    def _count_tokens(self, sample: Any) -> dict[str, int]:
+        """Return the tokens of each stack that are not padding, counted before the batch goes to a GPU."""
+        if not (self.is_moec and self.cuda and sample):
+            return {}
+        inputs = {"encoder": "src_tokens", "decoder": "prev_output_tokens"}
+        found = {stack: sample["net_input"].get(name) for stack, name in inputs.items()}
+        pad = self.task.source_dictionary.pad()
+        return {stack: int((tokens != pad).sum()) for stack, tokens in found.items() if tokens is not None}
 
     def _mark_dummy(self, is_dummy: bool) -> None:
         if self.is_moec:
@@ -93,6 +107,7 @@ class MoECTrainer(Trainer):
         all-to-all forever. Gradients of one rank that are not finite are everybody's: all ranks name it.
         """
         self._stopping_before = dict(self.early_stopping)
+        self._own_losses = []  # not those of the last update, which may have been skipped, or of a validation
         try:
             return super().train_step(samples, raise_oom or self.shares_experts)
         except FloatingPointError as error:
@@ -106,6 +121,8 @@ class MoECTrainer(Trainer):
             raise FloatingPointError(message) from error
         finally:
             self._mark_dummy(False)
+            if self.is_moec:
+                self.task.moec_model.collector.num_tokens = {}
 
     def _aggregate_logging_outputs(self, logs: list[dict[str, Any]], *sums: Any, ignore: bool = False) -> Any:
         """Keep the losses of this rank; ``train_step`` reads them, which waits for a GPU, only when something fails."""
@@ -124,24 +141,33 @@ class MoECTrainer(Trainer):
             self._mark_dummy(False)
 
     def clip_grad_norm(self, clip_norm: float) -> Any:
-        """Clip by the norm of shared parameters and the experts of all ranks.
+        """Complete the gradients of experts, then clip by the norm of shared parameters and the experts of all ranks.
 
         fairseq leaves parameters marked ``expert`` out of the norm, but scales them by it; the norm of the same batch
         would depend on the number of ranks.
         """
-        if not self.shares_experts:
+        if self.is_moec and self.task.moec_model.groups is not None:
+            self.task.moec_model.groups.add_replicas(self.get_model().parameters())
+        with_experts = self._with_experts if self.shares_experts else None
+        if self.cfg.common.amp and not self.cuda:
+            # past AMPOptimizer, which does not scale there, and would step with gradients that are not finite
+            norm = self.optimizer.fp32_optimizer.clip_grad_norm(clip_norm, with_experts)
+            if not torch.isfinite(norm):
+                raise FloatingPointError("gradients are Nan/Inf")
+            return norm
+        if with_experts is None:
             return super().clip_grad_norm(clip_norm)
+        return self.optimizer.clip_grad_norm(clip_norm, with_experts)
 
-        def with_experts(norm: Tensor) -> Tensor:
-            # the mark is the number of ranks that hold a copy
-            squares = [norm.new_zeros(())] + [
-                parameter.grad.float().square().sum() / parameter.expert
-                for parameter in self.optimizer.params
-                if hasattr(parameter, "expert") and parameter.grad is not None
-            ]
-            return (norm.float().square() + sum_over_ranks(torch.stack(squares).sum())).sqrt()
-
-        return self.optimizer.clip_grad_norm(clip_norm, aggregate_norm_fn=with_experts)
+    def _with_experts(self, norm: Tensor) -> Tensor:
+        """Return the norm of shared parameters and the experts of all ranks, given that of shared parameters."""
+        # the mark is the number of ranks that hold a replica
+        squares = [norm.new_zeros(())] + [
+            parameter.grad.float().square().sum() / parameter.expert
+            for parameter in self.optimizer.params
+            if hasattr(parameter, "expert") and parameter.grad is not None
+        ]
+        return (norm.float().square() + sum_over_ranks(torch.stack(squares).sum())).sqrt()
 
     def _set_seed(self) -> None:
         super()._set_seed()
@@ -181,8 +207,14 @@ class MoECTrainer(Trainer):
         model._register_load_state_dict_pre_hook(note, with_module=True)
 
     def _build_optimizer(self) -> None:
-        """Build the optimizer, whose copies are of what was loaded, not rounded, and marked like the parameters."""
+        """Build the optimizer, whose copies are of what was loaded, not rounded, and marked like the parameters.
+
+        fairseq resumes only with an optimizer of the same name, but the state of ``adam`` is that of ``fused_adam``.
+        """
         super()._build_optimizer()
+        name, last = type(self.optimizer).__name__, (self._optim_history or [{}])[-1]
+        if name in ADAMS and last.get("optimizer_name") in ADAMS:
+            last["optimizer_name"] = name
         copies = self._copies()
         for name, parameter in self.get_model().state_dict(keep_vars=True).items():
             if (copy := copies.get(id(parameter))) is None:
@@ -248,11 +280,19 @@ class MoECTrainer(Trainer):
         return super().save_checkpoint(filename, extra_state)
 
     def _loss_scaler_state(self) -> dict[str, Any]:
-        """Return the counts of what chooses the loss scale of fp16; its other attributes are options."""
+        """Return the counts of what chooses the loss scale of fp16, or of amp on a GPU, and the scale of the latter."""
         scaler = getattr(self.optimizer, "scaler", None)
-        if not isinstance(scaler, DynamicLossScaler):
-            return {}
-        return {"loss_scaler": {name: count for name, count in vars(scaler).items() if name.startswith("_")}}
+        if isinstance(scaler, DynamicLossScaler):  # its other attributes are options
+            return {"loss_scaler": {name: count for name, count in vars(scaler).items() if name.startswith("_")}}
+        state = {} if scaler is None else scaler.state_dict()  # of torch's, empty on a CPU
+        return {"loss_scaler": state} if state else {}
+
+    def _load_loss_scaler_state(self, state: Mapping[str, Any]) -> None:
+        scaler = getattr(self.optimizer, "scaler", None)
+        if isinstance(scaler, DynamicLossScaler):
+            vars(scaler).update({name: count for name, count in state.items() if name in vars(scaler)})
+        elif scaler is not None and scaler.is_enabled() and "scale" in state:  # not of a training with fp16
+            scaler.load_state_dict(state)
 
     def _is_validation_due(self, iterator: Mapping[str, Any]) -> bool:
         """Whether an undisturbed training would validate now, too, and not only one that is about to end here."""
@@ -290,8 +330,7 @@ class MoECTrainer(Trainer):
         if iterator["iterations_in_epoch"] == 0:
             loss = extra_state["val_loss"] if self._is_validation_due(iterator) else None
             self.lr_step(iterator["epoch"] - 1, loss)
-        if self._loss_scaler_state():
-            vars(self.optimizer.scaler).update(extra_state.get("loss_scaler", {}))
+        self._load_loss_scaler_state(extra_state.get("loss_scaler", {}))
         if cfg.ema.store_ema:
             # counts from 0 to --ema-update-freq, and only in the process
             self.ema.update_freq_counter = updates % max(1, cfg.ema.ema_update_freq)
@@ -441,10 +480,6 @@ def _problems(config: Any) -> Sequence[tuple[bool, str]]:
             backend not in LEGACY_DDP + PYTORCH_DDP,
             f"--ddp-backend {backend} would shard the experts a second time; "
             "give --ddp-backend legacy_ddp or pytorch_ddp.",
-        ),
-        (
-            common.cpu and backend in PYTORCH_DDP,
-            f"--ddp-backend {backend} does not start on a CPU; give --ddp-backend legacy_ddp.",
         ),
         (
             backend in PYTORCH_DDP

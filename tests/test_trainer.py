@@ -14,6 +14,7 @@ from fairseq.model_parallel.megatron_trainer import MegatronTrainer
 from fairseq.modules import LayerDropModuleList
 from fairseq.trainer import Trainer
 
+from moec_fairseq import compat
 from moec_fairseq import trainer as module
 from moec_fairseq.trainer import MoECTrainer, changes, check_options, check_started_together
 from tests.conftest import ADAM, CRITERION, SCHEDULE, TINY
@@ -134,7 +135,6 @@ def config(**options):
         ({"amp": True}, "--amp scales .* give --bf16, or --fp16 --fp16-no-flatten-grads"),
         ({"ddp_backend": "fully_sharded"}, "give --ddp-backend legacy_ddp or pytorch_ddp"),
         ({"ddp_backend": "slowmo"}, "--ddp-backend slowmo"),
-        ({"cpu": True}, "does not start on a CPU; give --ddp-backend legacy_ddp"),
         ({"zero_sharding": "os"}, "--zero-sharding os"),
         ({"model_parallel_size": 2}, "--model-parallel-size 2"),
         ({"use_bmuf": True}, "--use-bmuf"),
@@ -161,6 +161,7 @@ def test_what_cannot_work_is_refused_with_the_way_out(options, way_out):
         {"encoder_layerdrop": 0.1, "find_unused_parameters": True},
         {"decoder_layerdrop": 0.1, "ddp_backend": "legacy_ddp"},
         {"ddp_backend": "legacy_ddp", "cpu": True, "distributed_backend": "gloo", "amp": True},
+        {"cpu": True, "distributed_backend": "gloo"},
     ],
 )
 def test_what_works_is_not(options):
@@ -257,6 +258,50 @@ def test_amp_computes_in_bfloat16_on_a_cpu(trainer, build):
     assert torch.cosine_similarity(mixed_gradient, gradient, dim=0) > 0.99
 
 
+def test_a_loss_that_is_not_finite_ends_a_training_with_amp_on_a_cpu(trainer, build, tmp_path):
+    """It is an overflow on a GPU, where the loss is scaled: the batch is tried again, and left out."""
+    made, batch = trainer("--amp", "--save-dir", tmp_path), build().batch()
+    before = [parameter.clone() for parameter in made.model.parameters()]
+    forward = made.criterion.compute_loss
+    made.criterion.compute_loss = lambda *args, **kwargs: tuple(loss * torch.nan for loss in forward(*args, **kwargs))
+    with pytest.raises(FloatingPointError, match="gradients are Nan/Inf"):
+        made.train_step([batch])
+    assert all(torch.equal(a, b) for a, b in zip(before, made.model.parameters(), strict=True))
+
+
+def test_the_loss_scale_of_amp_continues(trainer, monkeypatch):
+    if not hasattr(torch.amp, "GradScaler"):
+        pytest.skip("this torch scales on GPUs only")
+    monkeypatch.setattr(Trainer, "save_checkpoint", lambda *_: None)
+
+    def make():
+        made = trainer("--amp")
+        made.optimizer._grad_scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=4)
+        return made
+
+    def scales(made, updates):
+        found, (parameter, *_) = [], made.optimizer.params
+        for _ in range(updates):
+            made.optimizer.backward(parameter.sum())
+            made.optimizer.clip_grad_norm(0.0)
+            made.optimizer.step()
+            found.append(made.optimizer.scaler.get_scale())
+        return found
+
+    stopped, state = make(), {"train_iterator": {"iterations_in_epoch": 3, "epoch": 1}}
+    scales(stopped, 6)
+    stopped.save_checkpoint("x.pt", state)
+    resumed = make()
+    resumed.resume(state)
+    found = scales(resumed, 6)
+    assert found == scales(make(), 12)[6:] == [16.0, 32.0, 32.0, 32.0, 32.0, 64.0]
+    # of a training with another precision nothing fits
+    for other in (trainer("--fp16", "--fp16-no-flatten-grads"), trainer("--bf16"), trainer("--amp"), trainer()):
+        before = dict(vars(getattr(other.optimizer, "scaler", None) or Namespace()))
+        other.resume(state)
+        assert vars(getattr(other.optimizer, "scaler", None) or Namespace()) == before
+
+
 def test_a_training_with_amp_learns_on_a_cpu_and_goes_on(fairseq, reversal_data, tmp_path):
     flags = (reversal_data, *TINY, *CRITERION, *ADAM, *SCHEDULE, "--amp", "--save-dir", tmp_path)
     fairseq("train", *flags, "--max-update", "60")
@@ -265,20 +310,27 @@ def test_a_training_with_amp_learns_on_a_cpu_and_goes_on(fairseq, reversal_data,
     assert "Loaded checkpoint" in done.stdout and float(losses[-1]["valid_nll_loss"]) < 3
 
 
-def precision(*flags):
-    arguments = ["data", *map(str, (*TINY, *CRITERION, *ADAM)), *flags]
+def precision(*flags, cpu=True):
+    arguments = ["data", *(word for word in map(str, (*TINY, *CRITERION, *ADAM)) if cpu or word != "--cpu"), *flags]
     args = options.parse_args_and_arch(options.get_training_parser(), input_args=arguments)
     config = convert_namespace_to_omegaconf(args)
     assert config.distributed_training.tpu == config.common.tpu
     return config.common
 
 
-@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize("cpu, gpu, torch_xla", [(True, False, False), (True, True, True), (False, True, False),
+                                                 (False, True, True), (False, False, False)])  # fmt: skip
 @pytest.mark.parametrize("flag", ["--bf16", "--memory-efficient-bf16"])
-def test_bfloat16_is_no_wish_for_a_tpu(monkeypatch, flag, gpu):
+def test_bfloat16_is_no_wish_for_a_tpu(monkeypatch, flag, cpu, gpu, torch_xla):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    common = precision(flag)
-    assert common.bf16 and not common.tpu and not common.fp16
+    monkeypatch.setattr(compat, "find_spec", lambda name: object() if torch_xla and name == "torch_xla" else None)
+    common = precision(flag, cpu=cpu)
+    assert common.bf16 and not common.tpu and not common.fp16 and common.cpu == cpu
+
+
+def test_where_there_is_a_tpu_and_no_gpu_it_stays_one(monkeypatch):
+    monkeypatch.setattr(compat, "find_spec", lambda name: object())
+    assert precision("--bf16", cpu=False).tpu
 
 
 def test_other_wishes_stay():
@@ -372,3 +424,44 @@ def test_the_loss_scale_of_fp16_continues(trainer, monkeypatch):
     resumed.resume(state)
     found, expected = scales(resumed, 6), scales(trainer(*flags), 9)
     assert found == expected[3:] and 8.0 in found
+
+
+FP16 = ("--fp16", "--fp16-no-flatten-grads", "--fp16-init-scale", 4)
+
+
+@pytest.mark.parametrize("first, second, flags", [
+    ("fused_adam", "adam", ()),
+    *(
+        (first, "fused_adam", flags)
+        for first in ("adam", "fused_adam") for flags in ((), FP16, ("--bf16",), ("--memory-efficient-bf16",))
+    ),
+])  # fmt: skip
+def test_adam_and_fused_adam_go_on_from_each_others_checkpoints(trainer, tmp_path, first, second, flags):
+    def update(made, number):
+        source = torch.Generator().manual_seed(number)
+        made.zero_grad()
+        for parameter in made.model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=source).to(parameter.dtype)
+        made.optimizer._needs_sync = True  # as after a backward pass
+        made.clip_grad_norm(1.0)
+        made.optimizer.step()
+        made.set_num_updates(number + 1)
+
+    def make(optimizer):
+        return trainer(*flags, "--optimizer", optimizer, "--save-dir", tmp_path)
+
+    file, state = str(tmp_path / "checkpoint.pt"), {"epoch": 1, "iterations_in_epoch": 3, "version": 2}
+    whole, stopped, resumed = make(first), make(first), make(second)
+    for number in range(6):
+        update(whole, number)
+    for number in range(3):
+        update(stopped, number)
+    stopped.consolidate_optimizer()
+    stopped.save_checkpoint(file, {"train_iterator": state, "val_loss": None})
+    resumed.load_checkpoint(file)
+    assert resumed.get_num_updates() == 3
+    for number in range(3, 6):
+        update(resumed, number)
+    close = {"rtol": 0, "atol": 0} if first == second else {"rtol": 1e-5, "atol": 1e-5}
+    for a, b in zip(whole.optimizer.params, resumed.optimizer.params, strict=True):
+        torch.testing.assert_close(a, b, **close)

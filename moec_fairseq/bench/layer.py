@@ -29,7 +29,7 @@ def _compare(case: str, entries: list[tuple[str, Shape, int]], sizes: LayerSizes
     return with_peaks(rows, makers, device) if memory else rows
 
 
-def _parts(shape: Shape, experts: int, sizes: LayerSizes) -> list[Row]:
+def parts(shape: Shape, experts: int, repeats: int, warmup: int) -> list[Row]:
     """Time the parts of the layer one by one, forward and backward."""
     torch.manual_seed(1)
     device = torch.device(shape.device)
@@ -67,17 +67,17 @@ def _parts(shape: Shape, experts: int, sizes: LayerSizes) -> list[Row]:
         for tensor in (x_TD, scores_TS, grouped_AD, *layer.parameters()):
             tensor.grad = None
 
-    parts = {
+    pieces = {
         "whole layer": whole,
         "experts": experts_alone,
         "router": router,
         "dispatch and combine": dispatch_and_combine,
         "losses and metrics": losses,
     }
-    contenders = {name: Contender(part, lambda result: result.backward(), reset) for name, part in parts.items()}
+    contenders = {name: Contender(part, lambda result: result.backward(), reset) for name, part in pieces.items()}
     case = f"parts of the layer, {experts} experts, {shape.tokens} tokens"
-    times = interleave(case, contenders, sizes.repeats, sizes.warmup, device)
-    return rows_of(SUITE, case, times, {name: (experts, shape.tokens) for name in parts})
+    times = interleave(case, contenders, repeats, warmup, device)
+    return rows_of(SUITE, case, times, {name: (experts, shape.tokens) for name in pieces})
 
 
 def exponent(rows: list[Row], contender: str) -> float:
@@ -114,7 +114,7 @@ def run(sizes: LayerSizes, device: torch.device) -> tuple[list[Row], list[Target
          ("dense", half, 0), ("dense", replace(base, autocast=True), 0)],
         sizes,
     )  # fmt: skip
-    parts = [row for experts in (few, many) for row in _parts(base, experts, sizes)]
+    of_parts = [row for experts in (few, many) for row in parts(base, experts, sizes.repeats, sizes.warmup)]
 
     by_name = {row.contender: row for row in against_dense}
     of_most = [
@@ -136,4 +136,4 @@ def run(sizes: LayerSizes, device: torch.device) -> tuple[list[Row], list[Target
     slower = {row.contender: row.time_ratio.median for row in precision}
     targets.append(Target("bf16 model / fp32", slower[f"moec {few} bf16"], 1.0))
     targets.append(Target("bf16 autocast / fp32", slower[f"moec {few} autocast"], 1.0))
-    return [*against_dense, *(row for rows in others.values() for row in rows), *growth, *precision, *parts], targets
+    return [*against_dense, *(row for rows in others.values() for row in rows), *growth, *precision, *of_parts], targets

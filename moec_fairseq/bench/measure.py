@@ -15,6 +15,8 @@ from statistics import median
 
 import torch
 from torch import Tensor
+from torch._C._autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 
@@ -129,16 +131,33 @@ def _resident_peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _step(contender: Contender) -> None:
+def step(contender: Contender) -> None:
+    """Run both parts, and reset."""
     result = contender.forward()
     if contender.backward is not None and result is not None:
         contender.backward(result)
     contender.reset()
 
 
+# what a step raises where memory is too small, or where torch lacks an operation or (TypeError) has none of its name
+FAILURES = (RuntimeError, TypeError)
+
+
+def problem_of(contender: Contender) -> str:
+    """Run both parts once; return why that failed, or nothing."""
+    try:
+        step(contender)
+    except FAILURES as error:
+        contender.reset()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return str(error).splitlines()[0]
+    return ""
+
+
 def _cpu_peak_of_torch(contender: Contender) -> int:
-    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-        _step(contender)
+    with profile(profile_memory=True, activities=[ProfilerActivity.CPU]) as profiler:
+        step(contender)
     changes = [
         (event.start_ns() if hasattr(event, "start_ns") else event.start_us(), event.nbytes())
         for event in profiler.profiler.kineto_results.events()
@@ -151,6 +170,33 @@ def _cpu_peak_of_torch(contender: Contender) -> int:
     return peak
 
 
+def peak_of_torch(contender: Contender, device: torch.device) -> int:
+    """Return the bytes that torch allocates at most, above what was in use before."""
+    if device.type != "cuda":
+        return _cpu_peak_of_torch(contender)
+    torch.cuda.reset_peak_memory_stats(device)
+    allocated = torch.cuda.memory_allocated(device)
+    step(contender)
+    return torch.cuda.max_memory_allocated(device) - allocated
+
+
+def kernels(contender: Contender) -> int:
+    """Count the kernels that a GPU runs, without copies and memory that is set.
+
+    Raises:
+        RuntimeError: the profiler sees none, as where it lacks permission.
+    """
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        step(contender)
+        torch.cuda.synchronize()
+    events = profiler.profiler.kineto_results.events()
+    names = [event.name() for event in events if event.device_type() == DeviceType.CUDA]
+    count = sum(not name.startswith(("Memcpy", "Memset")) for name in names)
+    if count == 0:
+        raise RuntimeError("torch's profiler sees no kernels on this GPU, probably for lack of permission (CUPTI).")
+    return count
+
+
 def _measure(
     make: Callable[[], Contender], device: torch.device, threads: int, queue: "multiprocessing.Queue[Peak]"
 ) -> None:
@@ -158,17 +204,9 @@ def _measure(
     contender = make()
     gc.collect()
     before = _resident_peak()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        allocated = torch.cuda.memory_allocated(device)
-        _step(contender)
-        by_torch = torch.cuda.max_memory_allocated(device) - allocated
-        by_process = _resident_peak() - before
-    else:
-        _step(contender)
-        by_process = _resident_peak() - before
-        by_torch = _cpu_peak_of_torch(contender)
-    queue.put(Peak(by_process, by_torch))
+    step(contender)
+    by_process = _resident_peak() - before  # without the memory that the profiler takes
+    queue.put(Peak(by_process, peak_of_torch(contender, device)))
 
 
 def peak(make: Callable[[], Contender], device: torch.device) -> Peak:

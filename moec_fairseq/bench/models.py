@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from fairseq import options, tasks
-from fairseq.data import Dictionary, LanguagePairDataset
+from fairseq.data import Dictionary, LanguagePairDataset, indexed_dataset
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.trainer import Trainer
 
@@ -32,12 +32,15 @@ DENSE = (
     "--moec-expert-dropout",
     "0",
 )
-TRAINING = (
-    "--user-dir", moec_fairseq.__path__[0], "--task", "translation", "-s", "src", "-t", "tgt",
+LANGUAGES = ("src", "tgt")
+RECIPE = (
+    "--user-dir", moec_fairseq.__path__[0], "--task", "translation", "-s", LANGUAGES[0], "-t", LANGUAGES[1],
     "--criterion", "moec_label_smoothed_cross_entropy", "--label-smoothing", "0.1",
-    "--optimizer", "adam", "--adam-betas", "(0.9, 0.98)", "--lr", "1e-9", "--clip-norm", "1.0", "--no-save",
-    "--seed", "1", "--max-tokens-valid", "100",
+    "--optimizer", "adam", "--adam-betas", "(0.9, 0.98)", "--clip-norm", "1.0", "--seed", "1",
+    "--distributed-world-size", "1",
 )  # fmt: skip
+TRAINING = (*RECIPE, "--lr", "1e-9", "--no-save", "--max-tokens-valid", "100")
+PRECISIONS = {"fp32": (), "bf16": ("--bf16",), "fp16": ("--fp16", "--fp16-no-flatten-grads"), "amp": ("--amp",)}
 
 
 def sparse(experts: int) -> tuple[str, ...]:
@@ -56,7 +59,8 @@ class Setup:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
+    """Let fairseq log nothing but errors."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -65,10 +69,9 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _data(task: Any, sentences: int, length: int, seed: int) -> LanguagePairDataset:
+def _data(dictionary: Dictionary, sentences: int, length: int, seed: int) -> LanguagePairDataset:
     """Return random sentences of up to twice ``length`` words."""
     source = random.Random(seed)
-    dictionary = task.source_dictionary
 
     def sentence() -> torch.Tensor:
         words = source.randint(max(1, length // 2), length + length // 2)
@@ -82,24 +85,47 @@ def _data(task: Any, sentences: int, length: int, seed: int) -> LanguagePairData
     )
 
 
+def hardware(device: torch.device) -> tuple[str, ...]:
+    """Return the options that say where to compute."""
+    return () if device.type == "cuda" else ("--cpu",)
+
+
+def _write_dictionaries(folder: Path, vocabulary: int) -> Dictionary:
+    dictionary = Dictionary()
+    for word in range(vocabulary):
+        dictionary.add_symbol(f"w{word}")
+    for language in LANGUAGES:
+        dictionary.save(str(folder / f"dict.{language}.txt"))
+    return dictionary
+
+
+def write_corpus(folder: Path, sizes: ModelSizes, updates: int) -> None:
+    """Write binary data for that many updates, and more, in one epoch."""
+    dictionary = _write_dictionaries(folder, sizes.vocabulary)
+    sentences = 2 * updates * max(1, sizes.max_tokens // sizes.length)
+    data = _data(dictionary, sentences, sizes.length, seed=1)
+    for language, side in zip(LANGUAGES, (data.src, data.tgt), strict=True):
+        prefix = str(folder / f"train.{'-'.join(LANGUAGES)}.{language}")
+        builder = indexed_dataset.make_builder(f"{prefix}.bin", "mmap", len(dictionary))
+        for sentence in side:
+            builder.add_item(sentence)
+        builder.finalize(f"{prefix}.idx")
+
+
 def build(folder: Path, flags: tuple[str, ...], sizes: ModelSizes, device: torch.device) -> Setup:
     """Build task, model, criterion and trainer as fairseq-train does, and two batches."""
-    dictionary = Dictionary()
-    for word in range(sizes.vocabulary):
-        dictionary.add_symbol(f"w{word}")
-    for language in ("src", "tgt"):
-        dictionary.save(str(folder / f"dict.{language}.txt"))
-    hardware = () if device.type == "cuda" else ("--cpu",)
-    arguments = [str(folder), "--arch", sizes.arch, "--max-tokens", str(sizes.max_tokens), *TRAINING, *flags, *hardware]
+    dictionary = _write_dictionaries(folder, sizes.vocabulary)
+    arguments = [str(folder), "--arch", sizes.arch, "--max-tokens", str(sizes.max_tokens), *TRAINING]
+    arguments += [*sizes.options, *flags, *hardware(device)]
     torch.manual_seed(1)
-    with _quiet():
+    with quiet():
         config = convert_namespace_to_omegaconf(
             options.parse_args_and_arch(options.get_training_parser(), input_args=arguments)
         )
         task = tasks.setup_task(config.task)
         model = task.build_model(config.model)
         trainer = Trainer(config, task, model, task.build_criterion(config.criterion))
-    data = _data(task, 2 * max(1, sizes.max_tokens // sizes.length), sizes.length, seed=1)
+    data = _data(dictionary, 2 * max(1, sizes.max_tokens // sizes.length), sizes.length, seed=1)
     batches = []
     start = used = 0
     for end in range(len(data)):
@@ -127,8 +153,8 @@ def train(sizes: ModelSizes, device: torch.device) -> tuple[list[Row], list[Targ
     for name, setup in setups.items():
         _time_optimizer(setup.trainer, in_optimizer[name], device)
         contenders[name] = Contender(_step(setup))
-    case = f"{sizes.arch}, {sizes.max_tokens} tokens per batch"
-    with _quiet():
+    case = ", ".join([sizes.arch, f"{sizes.max_tokens} tokens per batch", *sizes.options])
+    with quiet():
         times = interleave(f"train {case}", contenders, sizes.repeats, sizes.warmup, device)
     tokens = setups["dense"].batches[0]["ntokens"]
     meant = dict(zip(flags, ((0, tokens), (few, tokens), (many, tokens), (many, tokens)), strict=True))
@@ -178,12 +204,13 @@ def generate(sizes: ModelSizes, device: torch.device) -> tuple[list[Row], list[T
             setup = build(Path(folder), own, sizes, device)
             model = setup.trainer.model.eval()
             _randomise_experts(model)
-            data = _data(setup.task, sizes.sentences, sizes.length, seed=2)
+            data = _data(setup.task.source_dictionary, sizes.sentences, sizes.length, seed=2)
             sample = data.collater([data[i] for i in range(len(data))])
             sample = setup.trainer._prepare_sample(sample)[0]
             generator = setup.task.build_generator([model], Namespace(**search))
             contenders[name] = Contender(_translate(setup.task, generator, model, sample))
-    case = f"{sizes.arch}, beam 5, {sizes.sentences} sentences of {sizes.length} tokens"
+    case = f"beam 5, {sizes.sentences} sentences of {sizes.length} tokens"
+    case = ", ".join([sizes.arch, case, *sizes.options])
     times = interleave(f"generate {case}", contenders, sizes.repeats, sizes.warmup, device)
     tokens = sizes.sentences * sizes.length
     rows = rows_of(

@@ -3,7 +3,7 @@
 import os
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -67,6 +67,42 @@ class Target:
     def reached(self) -> bool:
         """Whether the value is within its bound."""
         return self.value <= self.bound if self.at_most else self.value >= self.bound
+
+
+# what a part of the gpu suite finds; a string is a remark
+Found = Row | Target | str
+
+
+@dataclass
+class Outcome:
+    """What came of a suite, or of a part of one.
+
+    Attributes:
+        name: of the suite or part.
+        rows: what was timed.
+        targets: what was compared with a bound.
+        remarks: what else is worth knowing.
+        seconds: how long it took.
+        state: ``done``, ``failed``, or why it did not run.
+        message: why it failed.
+    """
+
+    name: str
+    rows: list[Row] = field(default_factory=list)
+    targets: list[Target] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    seconds: float = 0
+    state: str = "done"
+    message: str = ""
+
+    def take(self, found: Found) -> None:
+        """Add what was found."""
+        if isinstance(found, Row):
+            self.rows.append(found)
+        elif isinstance(found, Target):
+            self.targets.append(found)
+        else:
+            self.remarks.append(found)
 
 
 def rows_of(suite: str, case: str, times: dict[str, Times], sizes: dict[str, tuple[int, int]]) -> list[Row]:
@@ -136,11 +172,24 @@ def target_table(targets: Iterable[Target]) -> str:
     return tabulate(body, ("target", "measured", "wanted", "reached"), tablefmt="pipe", disable_numparse=True)
 
 
-def write_json(path: Path, about: dict[str, str], rows: Iterable[Row], targets: Iterable[Target]) -> None:
+def outcome_table(outcomes: Iterable[Outcome]) -> str:
+    """Return how each part went as a Markdown table."""
+    body = [(o.name, f"{o.seconds:.0f}", ": ".join([o.state, *o.message.splitlines()[-1:]])) for o in outcomes]
+    return tabulate(body, ("part", "seconds", "result"), tablefmt="pipe", disable_numparse=True)
+
+
+def write_json(path: Path, about: dict[str, str], outcomes: Sequence[Outcome]) -> None:
     """Write everything that was measured, every repeat."""
-    files.write_json(
-        path, {"machine": about, "rows": [asdict(r) for r in rows], "targets": [asdict(t) for t in targets]}
-    )
+    content = {
+        "machine": about,
+        "rows": [asdict(row) for outcome in outcomes for row in outcome.rows],
+        "targets": [asdict(target) for outcome in outcomes for target in outcome.targets],
+        "parts": [
+            {key: value for key, value in vars(outcome).items() if key not in ("rows", "targets")}
+            for outcome in outcomes
+        ],
+    }
+    files.write_json(path, content)
 
 
 def with_peaks(rows: Sequence[Row], makers: Mapping[str, Callable[[], Contender]], device: torch.device) -> list[Row]:

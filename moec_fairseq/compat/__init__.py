@@ -9,13 +9,16 @@ import time
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
+import torch
 import torch.distributed as dist
 from fairseq import checkpoint_utils, file_utils
 from fairseq.data import FastaDataset, data_utils, iterators, language_pair_dataset, token_block_dataset
 from fairseq.dataclass import utils as dataclass_utils
 from fairseq.model_parallel.megatron_trainer import MegatronTrainer
+from fairseq.models import distributed_fairseq_model
 from fairseq.modules import AdaptiveSoftmax, LayerDropModuleList, dynamic_crf_layer
 from fairseq.nan_detector import NanDetector
+from fairseq.optim import AMPOptimizer
 from fairseq.trainer import Trainer
 
 from moec_fairseq.compat import checkpoints, data, modules, untrusted, versions
@@ -39,7 +42,8 @@ def bf16_without_tpu(args: Any) -> Any:
     Reason: fairseq's command line takes them for the wish for a TPU, on a machine with a GPU, too, and stops with an
     AttributeError about ``xla_device`` where torch_xla is not installed.
     """
-    if getattr(args, "bf16", False) and find_spec("torch_xla") is None:
+    other_device = getattr(args, "cpu", False) or torch.cuda.is_available() or find_spec("torch_xla") is None
+    if getattr(args, "bf16", False) and other_device:
         args.tpu = False
     return _override_module_args(args)
 
@@ -73,6 +77,10 @@ PATCHES = (
           "its options are checked, too: it cannot be combined with experts on several ranks", ALL, "test_trainer.py"),
     Patch(dataclass_utils, "override_module_args", bf16_without_tpu,
           "--bf16 means bfloat16 on the device that there is, not a TPU", ALL, "test_trainer.py"),
+    Patch(AMPOptimizer, "step", modules.unscale_once,
+          "--amp divides gradients by the loss scale once, not twice", ALL, "compat/test_modules.py"),
+    Patch(distributed_fairseq_model, "DistributedDataParallel", modules.ddp_of_its_device,
+          "--ddp-backend pytorch_ddp works on a CPU, too", ALL, "parallel/test_training.py"),
     Patch(LayerDropModuleList, "__iter__", modules.drop_same_layers,
           "LayerDrop drops the same layers on all ranks", ALL, "compat/test_modules.py"),
     Patch(AdaptiveSoftmax, "get_log_prob", modules.train_adaptive_softmax,
@@ -121,7 +129,7 @@ ELSEWHERE = (
      "fairseq 0.12.2: it knows no MoE block"),
     ("torch.distributed.init_process_group and new_group", "moec_fairseq.launch.worker.wait_at_most",
      "in the ranks of moec train: --rank-timeout instead of torch's limit"),
-    ("torch's handler of signals in its launcher", "moec_fairseq.launch.ranks.run",
+    ("torch's handler of signals in its launcher", "moec_fairseq.launch.ranks._torch_in_charge",
      "in moec train: a signal that was ignored at its start, as under nohup, stays ignored"),
     ("torch's list of classes that are safe to load", "moec_fairseq.compat.versions.allow_fairseq_checkpoints",
      "it lacks those of fairseq's checkpoints"),

@@ -1,4 +1,4 @@
-"""What single modules of fairseq compute: LayerDrop on several ranks, the adaptive softmax, the search for NaN."""
+"""What single modules of fairseq compute: LayerDrop and torch's DDP, the adaptive softmax, amp, the search for NaN."""
 
 from collections.abc import Iterator
 from itertools import compress
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from fairseq.modules import AdaptiveSoftmax, LayerDropModuleList
 from fairseq.nan_detector import NanDetector
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 _layers = LayerDropModuleList.__iter__
 _get_log_prob = AdaptiveSoftmax.get_log_prob
@@ -34,6 +35,30 @@ def drop_same_layers(stack: Any) -> Iterator[nn.Module]:
     if not stack.training or not hasattr(stack, "draws"):
         return _layers(stack)
     return compress(nn.ModuleList.__iter__(stack), stack.draws.random_sample(len(stack)) > stack.p)
+
+
+def ddp_of_its_device(
+    module: nn.Module, device_ids: Any = None, output_device: Any = None, **options: Any
+) -> DistributedDataParallel:
+    """Return torch's DistributedDataParallel of a module (``--ddp-backend pytorch_ddp``), on a CPU, too.
+
+    Reason: fairseq names a GPU also where there is none, and torch refuses it ("device_ids and output_device arguments
+    only work with single-device/multiple-device GPU modules").
+    """
+    if next(module.parameters()).device.type == "cpu":
+        device_ids = output_device = None
+    return DistributedDataParallel(module, device_ids, output_device, **options)
+
+
+def unscale_once(optimizer: Any) -> None:
+    """Make an update with ``--amp``, with gradients that are divided by the loss scale once.
+
+    Reason: clipping divides them, and torch's scaler notes so for torch's optimizer; but fairseq steps with its wrapper
+    of that, for which nothing is noted, so that the scaler divides again. A gradient of 3.0 was used as 4.6e-5 with a
+    scale of 65 536: Adam's ε was as much larger, and whether a gradient overflows was looked for in its remains.
+    """
+    optimizer.scaler.step(optimizer.optimizer)
+    optimizer.scaler.update()
 
 
 def train_adaptive_softmax(softmax: Any, input: Tensor, target: Tensor | None) -> Tensor:

@@ -10,9 +10,11 @@ fairseq-fixed 0.12.3.1 (from 3.11)    leaves out the last batch: ``data.keep_las
 hydra 1.0 (fairseq 0.12.2)            has ``compose`` in ``hydra.experimental``, and no ``++``: ``compose``, ``launch``
 torch < 2.1                           reads checkpoints at once, not as they are used: ``load_options``
 torch < 2.3                           cannot choose how attention is computed: ``attention_as_matmul``
+torch < 2.4                           asks for autocast by other names: ``moe.torch_features.autocast_dtype``
 torch < 2.5                           cannot be told what a safe checkpoint may hold: ``load_options``
+torch < 2.8, ROCm, Windows            has no fast grouped products: ``moe.torch_features.HAS_GROUPED_MM``
 torch 1.13                            sends no bfloat16 by gloo: ``gloo_takes_bfloat16``
-torch 1.13; on a CPU also < 2.4       has no fused Adam: ``FUSED_ADAMW``
+torch 1.13; on a CPU also < 2.4       has no fused Adam: ``FUSED_ADAMW``, ``FUSED_ADAMW_DEVICES``
 numpy ≥ 1.24                          lacks names that fairseq uses: ``data.NumpyAsItWas``
 Python < 3.10.12, < 3.11.4            does not filter archives by itself: ``untrusted.InsideTarFile`` takes effect above
 ====================================  =================================================================================
@@ -39,6 +41,12 @@ except ImportError:
 HAS_MMAP = "mmap" in inspect.signature(torch.load).parameters
 HAS_SAFE_GLOBALS = hasattr(torch.serialization, "add_safe_globals")
 FUSED_ADAMW = getattr(torch, "_fused_adamw_", None)
+# kinds of devices that it has a kernel for
+FUSED_ADAMW_DEVICES = frozenset(
+    device
+    for device in ("cpu", "cuda")
+    if FUSED_ADAMW and torch._C._dispatch_has_kernel_for_dispatch_key("aten::_fused_adamw_", device.upper())
+)
 # parameters of an encoder layer itself, beside those of its parts, in fairseq 0.12.2
 FUSED_WEIGHTS = {f"{part}_{kind}" for part in ("in_proj", "out_proj", "fc1", "fc2") for kind in ("weight", "bias")}
 

@@ -16,10 +16,27 @@ from fairseq.logging import metrics
 from moec_fairseq.criterions.likelihood import label_smoothed_losses
 from moec_fairseq.moe.expert_parallel import sum_over_ranks
 from moec_fairseq.moe.losses import VARIANCES, GateLoss, gate_statistics, over_ranks, share_of_rank
-from moec_fairseq.moe.routing_metrics import PER_EXPERT, PER_LAYER, averages, layer_sums, model_sums
+from moec_fairseq.moe.routing_metrics import averages, by_name, model_sums, no_sums
 from moec_fairseq.moe.routing_records import RoutingRecord
 
 PREFIX = "moe_"
+# key of all sums of routing metrics in the logging output
+SUMS = PREFIX + "sums"
+
+
+def on_host(logs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Add up logging outputs and bring all tensors to the host in one transfer.
+
+    fairseq reads the loss, and other values, one by one when it logs them, and waits for a GPU each time.
+    """
+    keys = dict.fromkeys(key for log in logs for key in log)
+    sums = {key: sum(log[key] for log in logs if key in log) for key in keys}
+    tensors = {key: value for key, value in sums.items() if torch.is_tensor(value)}
+    if tensors:  # float64 holds every float32, and counts
+        everything = torch.cat([value.flatten().double() for value in tensors.values()]).cpu()
+        parts = everything.split([value.numel() for value in tensors.values()])
+        sums |= {k: part.to(v.dtype).view(v.shape) for (k, v), part in zip(tensors.items(), parts, strict=True)}
+    return sums
 
 
 @dataclass
@@ -81,7 +98,7 @@ class MoECLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion)
             loss, sample_size, logging_output = super().forward(model, sample, reduce=reduce)
         if self.num_layers:
             gate_loss, sums = self._router_losses(records, loss.device, model.training, model.collector.is_dummy)
-            logging_output.update({PREFIX + key: value for key, value in sums.items()})
+            logging_output[SUMS] = sums
             if reduce and model.training:
                 loss = loss + self.gate_loss_weight * gate_loss
                 logging_output["loss"] = loss.data
@@ -106,26 +123,27 @@ class MoECLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion)
 
     def _router_losses(
         self, records: Sequence[RoutingRecord], device: torch.device, training: bool, is_dummy: bool
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        total = torch.zeros((), device=device)
-        layers = []
-        statistics = [gate_statistics(record) for record in records]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the router losses of all layers together, and what one pass adds to the routing metrics."""
+        if not records:  # LayerDrop can leave out all layers
+            return torch.zeros((), device=device), no_sums(self.num_layers, self.num_experts, device)
+        statistics = gate_statistics(records)
         if self.world_size > 1 and training:
             statistics = over_ranks(statistics, sum_over_ranks, is_dummy)
-        for record, own in zip(records, statistics, strict=True):
-            balance, variance = (share_of_rank(loss, own.world_size) for loss in self.gate_loss(own))
-            total = total + balance + variance
-            layers.append((record.layer_index, layer_sums(record, own, balance, variance)))
-        return total, model_sums(layers, self.num_layers, self.num_experts, device)
+        losses = self.gate_loss(statistics)
+        total = torch.stack(losses, dim=-1).sum()
+        if statistics.world_size is not None:
+            total = share_of_rank(total, statistics.world_size)
+        return total, model_sums(records, statistics, losses, self.num_layers)
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
-        """Log the losses and the routing metrics."""
-        super().reduce_metrics(logging_outputs)
-        keys = [key for key in PER_LAYER + PER_EXPERT if any(PREFIX + key in log for log in logging_outputs)]
-        if not keys:
+        """Log the losses and the routing metrics; reads the device once."""
+        logged = on_host(logging_outputs)
+        super().reduce_metrics([logged])
+        if SUMS not in logged:
             return
-        sums = {key: sum(log[PREFIX + key] for log in logging_outputs if PREFIX + key in log) for key in keys}
+        sums = by_name(logged[SUMS])
         tokens = float(sums["tokens"].sum())
         for key, value in averages(sums).items():
             metrics.log_scalar(PREFIX + key, value, tokens, round=3)

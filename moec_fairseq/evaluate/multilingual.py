@@ -102,7 +102,7 @@ def multilingual(task: Mapping[str, Any]) -> Multilingual | None:
                 f"the checkpoint says task.{name}={value!r:.200}, which is not a valid value; use another checkpoint"
             )
     if not given.get("lang_pairs"):
-        raise ValueError(f"the checkpoint is of the task {TASK}, but names no pairs of languages; take another one")
+        raise ValueError(f"the checkpoint is of task {TASK}, but names no pairs of languages; use another checkpoint")
     pairs = given["lang_pairs"]
     languages = given.get("langs") or sorted({language for pair in pairs for language in pair.split("-")})
     sides = {"source": given.get("source_dict"), "target": given.get("target_dict")}

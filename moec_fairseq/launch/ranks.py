@@ -142,8 +142,9 @@ def _rank_command(configuration: Configuration, world_size: int, gpus: int, rank
             "distributed_training.distributed_init_method=env://",
             "distributed_training.distributed_no_spawn=true",
             f"distributed_training.distributed_backend={'nccl' if gpus else 'gloo'}",
-            "distributed_training.ddp_backend=legacy_ddp",
         ]
+        if gpus == 0 and configuration.values["distributed_training.ddp_backend"] == "pytorch_ddp":
+            own.append("distributed_training.ddp_backend=legacy_ddp")  # fairseq's default is for GPUs
     worker = [sys.executable, "-m", "moec_fairseq.launch.worker", str(rank_timeout)]
     file = ["--config-dir", str(configuration.path.parent), "--config-name", configuration.path.stem]
     return [*worker, *file, *own, *configuration.overrides]

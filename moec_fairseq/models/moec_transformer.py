@@ -39,6 +39,7 @@ class MoECTransformerModel(TransformerModelBase):
         self.num_moe_layers = 0
         self.kept_layers = dict[str, list[int]]()
         self.world_size = 1
+        self.groups: ExpertParallelGroups | None = None
 
     @classmethod
     def add_args(cls, parser: ArgumentParser) -> None:
@@ -66,13 +67,14 @@ class MoECTransformerModel(TransformerModelBase):
     def _place_moe_layers(self, config: MoECTransformerConfig) -> None:
         groups = ExpertParallelGroups.of_job(config.moe_expert_count)
         self.world_size = 1 if groups is None else groups.shard.world_size
+        self.groups = groups
         for side, kept in self.kept_layers.items():
             layers = getattr(self, side).layers
             spec, num_layers = (getattr(config, f"{side}_{key}") for key in ("moe_layers", "layers"))
             # blocks are placed and numbered in the whole stack; those of pruned layers are pruned, too
             for index in moe_layer_indices(spec, config.moe_freq, num_layers, side):
                 if index in kept:
-                    moe = self._build_moe_layer(config, getattr(self.cfg, side), groups)
+                    moe = self._build_moe_layer(config, side, groups)
                     give_block(layers[kept.index(index)], moe, config.moec_layout)
                     self.moe_layers.append(moe)
                 self.num_moe_layers += 1
@@ -83,11 +85,12 @@ class MoECTransformerModel(TransformerModelBase):
             ]
 
     def _build_moe_layer(
-        self, config: MoECTransformerConfig, stack: Any, groups: ExpertParallelGroups | None
+        self, config: MoECTransformerConfig, stack: str, groups: ExpertParallelGroups | None
     ) -> MoELayer:
-        """Build a block for a layer of encoder or decoder; ``stack`` is fairseq's configuration of its sizes."""
-        dim = stack.embed_dim
-        ffn_dim = config.moec_expert_ffn_embed_dim or stack.ffn_embed_dim
+        """Build a block for a layer of the ``encoder`` or ``decoder``."""
+        sizes = getattr(self.cfg, stack)
+        dim = sizes.embed_dim
+        ffn_dim = config.moec_expert_ffn_embed_dim or sizes.ffn_embed_dim
         clusters = ExpertClusters(config.moe_expert_count, config.moec_cluster_count)
         exchanging = groups if groups is not None and groups.shard.num_ranks > 1 else None
         exchanging_at_evaluation = exchanging if config.moec_evaluation == "exchanged" else None
@@ -111,6 +114,7 @@ class MoECTransformerModel(TransformerModelBase):
             ),
             config.moe_capacity_factor,
             layer_index=self.num_moe_layers,
+            stack=stack,
             collector=self.collector,
             shuffle=TokenShuffle(exchanging) if config.moec_token_shuffle and exchanging else None,
             evaluation_dispatcher=ExactDispatcher(exchanging_at_evaluation) if exchanging_at_evaluation else None,

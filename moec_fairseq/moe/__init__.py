@@ -11,5 +11,7 @@ S     active experts: those that expert dropout keeps, N without dropout
 C     clusters
 F     hidden dimension of an expert
 L, B  positions and sentences of a padded batch, in fairseq's order
+L     in losses and metrics: layers
+M     sums of the routing metrics for each layer
 ====  ===================================================================
 """

@@ -68,15 +68,17 @@ class ExactDispatcher:
         send_RE = here.counts_N.view(self.groups.shard.num_ranks, -1)
         receive_RE = torch.empty_like(send_RE)
         dist.all_to_all_single(receive_RE, send_RE, group=self.groups.parallel)
+        # the only wait for a GPU: splits, and the size of what is received, are integers, and depend on other ranks
         send, receive = torch.stack([send_RE.sum(1), receive_RE.sum(1)]).tolist()
         rows = UnequalAllToAll.apply(self.groups.parallel, here.tokens_AD, send, receive)
         # rows arrive ordered by rank, then expert; the experts need them ordered by expert
         expert_RE = torch.arange(send_RE.shape[1], device=send_RE.device).expand_as(receive_RE)
-        expert_A = expert_RE.reshape(-1).repeat_interleave(receive_RE.reshape(-1))
+        expert_A = expert_RE.reshape(-1).repeat_interleave(receive_RE.reshape(-1), output_size=sum(receive))
         order_A = torch.sort(expert_A, stable=True).indices
         return Exchanged(
             tokens_AD=rows.index_select(0, order_A),
             accepted_A=here.accepted_A,
+            place_T=here.place_T,
             counts_N=receive_RE.sum(0),
             tokens_per_expert_N=here.tokens_per_expert_N,
             here=here,
@@ -125,16 +127,19 @@ class CapacityDispatcher:
         """Send every token that gets a slot to the rank of its expert."""
         shard, group = self.groups.shard, self.groups.parallel
         wanted = len(tokens_TD) * shard.num_ranks if capacity is None else capacity
+        # the only wait for a GPU: ranks have batches of different sizes, but what they send is equally large
         slots = -(-max_over(group, wanted, tokens_TD.device) // shard.num_ranks)
         here = self.local.dispatch(tokens_TD, expert_T, slots)
-        expert_A = torch.arange(shard.num_experts, device=tokens_TD.device).repeat_interleave(here.counts_N)
+        ids_N = torch.arange(shard.num_experts, device=tokens_TD.device)
+        expert_A = ids_N.repeat_interleave(here.counts_N, output_size=len(here.tokens_AD))
         slot_A = expert_A * slots + position_in_expert(expert_A, here.counts_N)
         dim = tokens_TD.shape[1]
         filled = tokens_TD.new_zeros(shard.num_experts * slots, dim).index_copy(0, slot_A, here.tokens_AD)
         received = _AllToAll.apply(group, filled).view(shard.num_ranks, len(shard.experts), slots, dim)
         counts_N = here.counts_N.new_full((len(shard.experts),), shard.num_ranks * slots)
         tokens_AD = received.transpose(0, 1).reshape(-1, dim)
-        return Slotted(tokens_AD, here.accepted_A, counts_N, here.tokens_per_expert_N, here, slot_A, slots)
+        tokens_per_expert_N = here.tokens_per_expert_N
+        return Slotted(tokens_AD, here.accepted_A, here.place_T, counts_N, tokens_per_expert_N, here, slot_A, slots)
 
     def combine(self, values_AD: Tensor, dispatched: Slotted, num_tokens: int) -> Tensor:
         """Send the values back and return them in the order of their tokens, (T, D); 0 for tokens without a slot."""

@@ -79,6 +79,11 @@ class ExpertDropout:
         random = np.random.RandomState([self.seed % 2**32, layer_index, update // self.interval])
         return tuple(SCOPES[self.scope](clusters, self.rate, random))
 
+    @property
+    def equal_clusters(self) -> bool:
+        """Whether equally many experts of each cluster are active at any update."""
+        return self.scope == "cluster" or self.rate == 0
+
     def fewest_active_in_a_cluster(self, clusters: ExpertClusters) -> int:
         """Return how many experts of each cluster are certain to be active at any update."""
         if self.scope == "global" and self.rate > 0:

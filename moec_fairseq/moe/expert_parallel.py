@@ -1,5 +1,7 @@
 """Experts spread over the processes of a job: which rank owns which experts, and the process groups they need."""
 
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,20 +108,42 @@ class ExpertParallelGroups:
     def own_gradients(self, experts: nn.Module) -> None:
         """Give the gradients of this rank's experts the same meaning as those of shared parameters.
 
-        The gradient of an expert comes from the tokens of the whole expert-parallel group; those of its replicas are
-        added here. Gradients of shared parameters are averaged over the W ranks by DistributedDataParallel before the
-        trainer multiplies all gradients by W / sample size, so the gradients of experts are divided by W.
+        The gradient of an expert comes from the tokens of the whole expert-parallel group; ``add_replicas`` adds those
+        of its replicas. Gradients of shared parameters are averaged over the W ranks by DistributedDataParallel before
+        the trainer multiplies all gradients by W / sample size, so the gradients of experts are divided by W.
         """
         for parameter in experts.parameters():
             # fairseq's legacy_ddp skips parameters with this mark; gradient clipping reads its value
             parameter.expert = self.shard.num_replicas  # type: ignore[attr-defined]
-            parameter.register_hook(self._average)
+            # of each micro-batch: the sum of the undivided ones would overflow earlier in float16
+            parameter.register_hook(self._divide)
 
-    def _average(self, gradient: Tensor) -> Tensor:
-        gradient = gradient / self.shard.world_size
-        if self.replicas is not None:
-            dist.all_reduce(gradient, group=self.replicas)
-        return gradient
+    def _divide(self, gradient: Tensor) -> Tensor:
+        return gradient / self.shard.world_size
+
+    @torch.no_grad()
+    def add_replicas(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Add up the gradients of the replicas of each expert, once the gradients of an update are complete.
+
+        One message for each dtype, as DistributedDataParallel makes one of the gradients of shared parameters; those of
+        experts are views of it afterwards.
+
+        Args:
+            parameters: of the model; those of experts are the ones that ``own_gradients`` has marked.
+        """
+        if self.replicas is None:
+            return
+        by_dtype = defaultdict(list)
+        for parameter in parameters:
+            if hasattr(parameter, "expert"):
+                by_dtype[parameter.dtype].append(parameter)
+        for same in by_dtype.values():
+            # zeros for None, so that messages are equally long on all ranks, whatever their batches
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in same]
+            message = torch.cat([gradient.reshape(-1) for gradient in gradients])
+            dist.all_reduce(message, group=self.replicas)
+            for parameter, part in zip(same, message.split([p.numel() for p in same]), strict=True):
+                parameter.grad = part.view_as(parameter)
 
     def gather(self, own: Tensor) -> Tensor:
         """Return the parameters of all experts, (N, …), given those of this rank's experts."""
@@ -137,7 +161,7 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def max_over(group: dist.ProcessGroup, value: int, device: torch.device) -> int:
-    """Return the maximum over the processes of a group."""
-    largest = torch.tensor(value, device=device)
+    """Return the maximum over the processes of a group; waits for a GPU."""
+    largest = torch.full((), value, device=device)  # torch.tensor would wait, too, to copy it there
     dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
     return int(largest)

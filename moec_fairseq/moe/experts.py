@@ -8,7 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moec_fairseq.moe.expert_parallel import ExpertParallelGroups, Shard
-from moec_fairseq.moe.feed_forward import Activation, GroupedFeedForward
+from moec_fairseq.moe.feed_forward import Activation
+from moec_fairseq.moe.segments import Segments
+from moec_fairseq.moe.torch_features import autocast_dtype
+from moec_fairseq.moe.ways import WAYS, Work, choose
 
 
 class ExpertSublayer(nn.Module):
@@ -42,21 +45,21 @@ class ExpertSublayer(nn.Module):
                 self.w1_NFD.data[expert - shard.experts.start].copy_(draw)
 
     @torch.jit.unused
-    def forward(self, tokens_AD: Tensor, counts: list[int], parameters: Sequence[Tensor] | None = None) -> Tensor:
-        """Apply expert i to its ``counts[i]`` tokens.
+    def forward(self, tokens_AD: Tensor, segments: Segments, parameters: Sequence[Tensor] | None = None) -> Tensor:
+        """Apply each expert to its tokens.
 
         Args:
             tokens_AD: tokens grouped by expert.
-            counts: tokens of each expert.
+            segments: the tokens of each expert.
             parameters: used instead of the module's own, in the same order.
         """
         *norm, w1_NFD, b1_NF, w2_NDF, b2_ND = self.parameters() if parameters is None else parameters
         # autocast does not reach products inside an autograd function
         dtype = matmul_dtype(tokens_AD)
-        linear = (p.to(dtype) for p in (w1_NFD, b1_NF, w2_NDF, b2_ND))
-        keep = torch.is_grad_enabled()
+        linear = [p.to(dtype) for p in (w1_NFD, b1_NF, w2_NDF, b2_ND)]
+        compute = WAYS[choose(Work.of(linear[0]), segments)]
         with torch.autocast(tokens_AD.device.type, enabled=False):
-            return tokens_AD + GroupedFeedForward.apply(self.activation, counts, keep, tokens_AD, *norm, *linear)
+            return tokens_AD + compute(self.activation, tokens_AD, segments, [*norm, *linear])
 
     def residual(self, tokens_TD: Tensor, expert_T: Tensor) -> Tensor:
         """Return what expert ``expert_T[t]`` adds to token t, by plain autograd: the reference for ``forward``.
@@ -76,8 +79,9 @@ class ExpertSublayer(nn.Module):
 
 def matmul_dtype(tensor: Tensor) -> torch.dtype:
     """Return the dtype of products of ``tensor`` in the current context: its own, or that of autocast."""
-    one = tensor.new_empty(1, 1)
-    return torch.mm(one, one).dtype
+    if tensor.dtype == torch.float64:  # autocast leaves it alone
+        return tensor.dtype
+    return autocast_dtype(tensor.device.type) or tensor.dtype
 
 
 class Experts(nn.Module):
@@ -137,11 +141,14 @@ class Experts(nn.Module):
 
         The experts are those of this rank in training, and all of them in evaluation if they are gathered.
         """
-        counts = counts_N.tolist()
+        return self.compute(tokens_AD, Segments(counts_N, len(tokens_AD)))
+
+    def compute(self, tokens_AD: Tensor, segments: Segments) -> Tensor:
+        """Do what ``forward`` does, for a dispatcher that has the segments already."""
         all_here = self.gather and not self.training and self.groups is not None
         parameters = self._gather_parameters() if all_here else [None] * len(self.sublayers)
         for sublayer, gathered in zip(self.sublayers, parameters, strict=True):
-            tokens_AD = sublayer(tokens_AD, counts, gathered)
+            tokens_AD = sublayer(tokens_AD, segments, gathered)
         return tokens_AD
 
     def residual(self, tokens_TD: Tensor, expert_T: Tensor) -> Tensor:

@@ -1,14 +1,16 @@
-"""The feed-forward blocks of many experts, with a backward pass that goes expert by expert."""
+"""The feed-forward blocks of many experts, expert by expert, with a hand-written backward pass."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from moec_fairseq.moe.products import pad_for_products, product
+from moec_fairseq.moe.segments import Segments
 from moec_fairseq.moe.threads import for_each_expert
 
 Activation = Callable[[Tensor], Tensor]
@@ -20,8 +22,38 @@ def _segments(counts: list[int]) -> list[slice]:
     return [slice(end - count, end) for end, count in zip(accumulate(counts), counts, strict=True)]
 
 
-class GroupedFeedForward(torch.autograd.Function):
-    """W2·act(W1·LayerNorm(x) + b1) + b2 with the weights of each token's expert.
+def loop(activation: Activation, tokens_AD: Tensor, segments: Segments, parameters: Sequence[Tensor]) -> Tensor:
+    """Return W2·act(W1·LayerNorm(x) + b1) + b2 with the weights of each token's expert, (A, D).
+
+    Args:
+        activation: the non-linearity.
+        tokens_AD: tokens grouped by expert.
+        segments: the tokens of each expert.
+        parameters: (N, D) weight and (N, D) bias of the LayerNorm, (N, F, D) W1, (N, F) b1, (N, D, F) W2, (N, D) b2;
+            the last four have the dtype of the products and of the result.
+    """
+    if tokens_AD.device.type != "cpu":  # there, the kernel takes a norm in float32 of tokens in half precision
+        tokens_AD, *norm = of_one_dtype(tokens_AD, *parameters[:2])
+        parameters = [*norm, *parameters[2:]]
+    return LoopedFeedForward.apply(activation, segments.counts, torch.is_grad_enabled(), tokens_AD, *parameters)
+
+
+def of_one_dtype(*tensors: Tensor) -> list[Tensor]:
+    """Return the tensors in the most precise of their dtypes: kernels of GPUs take no others."""
+    dtype = tensors[0].dtype
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return [tensor.to(dtype) for tensor in tensors]
+
+
+def normalise(tokens_AD: Tensor, weight_ND: Tensor, bias_ND: Tensor) -> list[Tensor]:
+    """Return the normalised tokens, (A, D), and the parameters to scale them by, all of one dtype."""
+    tokens_AD, weight_ND, bias_ND = of_one_dtype(tokens_AD, weight_ND, bias_ND)
+    return [F.layer_norm(tokens_AD, tokens_AD.shape[-1:], eps=NORM_EPS), weight_ND, bias_ND]
+
+
+class LoopedFeedForward(torch.autograd.Function):
+    """What ``loop`` computes.
 
     Autograd through a loop over experts would write every gradient twice, once per expert and once into the stack of
     all experts, and could not run experts in parallel. Here each gradient is written directly to its place, and the
@@ -46,8 +78,7 @@ class GroupedFeedForward(torch.autograd.Function):
             counts: tokens of each expert.
             keep: whether to keep what the backward pass needs.
             tokens_AD: tokens grouped by expert.
-            parameters: (N, D) weight and (N, D) bias of the LayerNorm, (N, F, D) W1, (N, F) b1, (N, D, F) W2, (N, D)
-                b2; the last four have the dtype of the products and of the result.
+            parameters: those of ``loop``.
         """
         outputs_AD = torch.empty_like(tokens_AD, dtype=parameters[-1].dtype)
         segments = _segments(counts)

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from moec_fairseq.moe.dispatch import Dispatcher, LocalDispatcher
+from moec_fairseq.moe.dispatch import Dispatcher, Gather, LocalDispatcher, inverse_of
 from moec_fairseq.moe.expert_dropout import ExpertDropout
 from moec_fairseq.moe.experts import Experts
 from moec_fairseq.moe.router import Router
@@ -27,6 +27,7 @@ class MoELayer(nn.Module):
         dropout: selects the active experts in training.
         capacity_factor: in training an expert takes at most capacity_factor × T tokens; no limit at evaluation.
         layer_index: index of this MoE layer in the model, from 0; expert dropout is independent between layers.
+        stack: the stack that it is in, ``encoder`` or ``decoder``.
         collector: takes the routing records for the criterion.
         shuffle: sends tokens to random ranks before they are routed, in training; None: they stay.
         evaluation_dispatcher: the dispatcher at evaluation; None: all experts are in this process.
@@ -43,6 +44,7 @@ class MoELayer(nn.Module):
         dropout: ExpertDropout,
         capacity_factor: float = 2.0,
         layer_index: int = 0,
+        stack: str = "encoder",
         collector: RoutingCollector | None = None,
         shuffle: TokenShuffle | None = None,
         evaluation_dispatcher: Dispatcher | None = None,
@@ -61,9 +63,11 @@ class MoELayer(nn.Module):
         self.dropout = dropout
         self.capacity_factor = capacity_factor
         self.layer_index = layer_index
+        self.stack = stack
         self.collector = collector or RoutingCollector()
         self.shuffle = shuffle
         self.num_updates = 0
+        self._active_ids = dict[tuple[int, torch.device], Tensor]()
 
     def set_num_updates(self, num_updates: int) -> None:
         """Set the number of updates made so far; fairseq calls this, also after a restart."""
@@ -74,7 +78,11 @@ class MoELayer(nn.Module):
         clusters = self.router.clusters
         if not self.training:
             return torch.arange(clusters.num_experts, device=device)
-        return torch.tensor(self.dropout.active_ids(clusters, self.layer_index, self.num_updates), device=device)
+        draw = self.num_updates // self.dropout.interval, device
+        if draw not in self._active_ids:  # copied to a GPU once for each draw
+            ids = self.dropout.active_ids(clusters, self.layer_index, self.num_updates)
+            self._active_ids = {draw: torch.tensor(ids, device=device)}
+        return self._active_ids[draw]
 
     def forward(self, hidden_LBD: Tensor, padding_mask_BL: Tensor | None = None) -> Tensor:
         """Send every token through its expert; padding (True in the mask) passes unchanged and is never counted."""
@@ -105,9 +113,18 @@ class MoELayer(nn.Module):
         elif padding_mask_BL is None:
             return self._shuffled_residual(hidden_PD).view_as(hidden_LBD)
         else:
-            token_T = (~padding_mask_BL).t().reshape(-1).nonzero().squeeze(1)
-        residual_TD = self._shuffled_residual(hidden_PD.index_select(0, token_T))
-        return torch.zeros_like(hidden_PD).index_add(0, token_T, residual_TD).view_as(hidden_LBD)
+            token_T = self._positions(padding_mask_BL.t().reshape(-1))
+        place_P = inverse_of(token_T, len(hidden_PD))
+        residual_TD = self._shuffled_residual(Gather.apply(hidden_PD, token_T, place_P))
+        return Gather.apply(residual_TD, place_P, token_T).view_as(hidden_LBD)
+
+    def _positions(self, is_padding_P: Tensor) -> Tensor:
+        """Return the positions of tokens that are not padding, (T,)."""
+        num_tokens = self.collector.num_tokens.get(self.stack) if self.training else None
+        if num_tokens is None or is_padding_P.device.type == "cpu":
+            return (~is_padding_P).nonzero().squeeze(1)
+        # nonzero would wait for a GPU, to learn how many there are
+        return torch.sort(is_padding_P.to(torch.uint8), stable=True).indices[:num_tokens]
 
     def _shuffled_residual(self, tokens_TD: Tensor) -> Tensor:
         if self.shuffle is None or not self.training:
@@ -122,7 +139,8 @@ class MoELayer(nn.Module):
         dispatched = dispatcher.dispatch(tokens_TD, routing.expert_T, capacity)
         outputs_AD = self.experts(dispatched.tokens_AD, dispatched.counts_N).to(tokens_TD.dtype)
         residual_TD = dispatcher.combine(outputs_AD - dispatched.tokens_AD, dispatched, len(tokens_TD))
-        overflow = dispatched.tokens_per_expert_N.new_tensor(len(tokens_TD) - len(dispatched.accepted_A))
-        record = RoutingRecord(self.layer_index, routing, dispatched.tokens_per_expert_N, overflow)
+        overflow = dispatched.tokens_per_expert_N.new_full((), len(tokens_TD) - len(dispatched.accepted_A))
+        equal = self.dropout.equal_clusters
+        record = RoutingRecord(self.layer_index, routing, dispatched.tokens_per_expert_N, overflow, equal)
         self.collector.add(record, self.training)
         return routing.gate_T.unsqueeze(-1).to(tokens_TD.dtype) * residual_TD

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -19,88 +21,166 @@ MIN_LOAD = 1e-6
 
 
 @dataclass(frozen=True)
-class GateStatistics:
-    """Sums over the T tokens of one layer, from which all router losses and metrics are computed.
+class ClusterMoments:
+    """Mean and unbiased variance of P_i in each cluster of each layer, over its active experts.
 
     Attributes:
-        clusters: how the experts of the layer are grouped.
-        active_ids_S: IDs of the S active experts.
-        probabilities_TS: p_{t,i} = softmax_i(s_{t,i} / 0.07).
-        importance_S: P_i = Σ_t p_{t,i}.
-        load_S: f_i = fraction of the tokens routed to expert i, + 1e-6; no gradient.
-        num_tokens: T, the tokens that P_i and f_i are computed from.
-        world_size: number of processes whose tokens these are.
+        size_LC: active experts of the cluster; one number if all clusters have equally many.
+        mean_LC: mean of P_i; 0 in a cluster without active experts.
+        variance_LC: unbiased variance of P_i; 0 with fewer than two active experts.
+    """
+
+    size_LC: Tensor | int
+    mean_LC: Tensor
+    variance_LC: Tensor
+
+    def over_clusters(self, value_LC: Tensor) -> Tensor:
+        """Return the mean of a value over the clusters that have a variance (0 if there is none), (L,)."""
+        if isinstance(self.size_LC, int):
+            return value_LC.mean(dim=-1) if self.size_LC > 1 else torch.zeros_like(value_LC[..., 0])
+        exists_LC = (self.size_LC > 1).to(value_LC.dtype)
+        return (value_LC * exists_LC).sum(dim=-1) / exists_LC.sum(dim=-1).clamp(min=1)
+
+
+def moments(importance_LS: Tensor, cluster_LS: Tensor, num_clusters: int) -> ClusterMoments:
+    """Return mean and variance of ``importance_LS`` in each cluster; ``cluster_LS`` is the cluster of each expert.
+
+    Sums over a mask of all pairs of experts and clusters, which are few: adding up by index is done by atomics on a
+    GPU, in an order that differs from run to run.
+    """
+    in_cluster_LSC = cluster_LS.unsqueeze(-1) == torch.arange(num_clusters, device=cluster_LS.device)
+    in_cluster_LSC = in_cluster_LSC.to(importance_LS.dtype)
+    size_LC = in_cluster_LSC.sum(dim=-2)
+    mean_LC = (importance_LS.unsqueeze(-1) * in_cluster_LSC).sum(dim=-2) / size_LC.clamp(min=1)
+    deviation_LSC = (importance_LS.unsqueeze(-1) - mean_LC.unsqueeze(-2)) * in_cluster_LSC
+    return ClusterMoments(size_LC, mean_LC, deviation_LSC.square().sum(dim=-2) / (size_LC - 1).clamp(min=1))
+
+
+def equal_moments(importance_LS: Tensor, num_clusters: int) -> ClusterMoments:
+    """Do the same as ``moments`` for S/C experts in each cluster, those of cluster 0 first, in half as many kernels."""
+    size = importance_LS.shape[-1] // num_clusters
+    by_cluster = (num_clusters, size)
+    mean_LC1 = importance_LS.unflatten(-1, by_cluster).mean(dim=-1, keepdim=True)
+    # a view of its own: gradients are then added up in the order of ``moments``, to the same last bit
+    deviation = importance_LS.unflatten(-1, by_cluster) - mean_LC1
+    return ClusterMoments(size, mean_LC1.squeeze(-1), deviation.square().sum(dim=-1) / max(1, size - 1))
+
+
+@dataclass(frozen=True)
+class GateStatistics:
+    """Sums over the tokens of each of L layers, from which all router losses and metrics are computed.
+
+    The layers are computed together, so that a GPU does not launch kernels for each of them.
+
+    Attributes:
+        clusters: how the experts of each layer are grouped.
+        active_ids_LS: IDs of the S active experts.
+        equal_clusters: whether equally many experts of each cluster are active.
+        probabilities_LTS: p_{t,i} = softmax_i(s_{t,i} / 0.07); layers in a row that have equally many tokens are in
+            one tensor.
+        importance_LS: P_i = Σ_t p_{t,i}.
+        load_LS: f_i = fraction of the tokens routed to expert i, + 1e-6; no gradient.
+        num_tokens_L: T, the tokens that P_i and f_i are computed from, a float.
+        tokens_per_expert_LN: tokens of this process routed to each expert, a float.
+        world_size: number of processes whose tokens P_i and f_i are computed from, shape (); None: this one only.
     """
 
     clusters: ExpertClusters
-    active_ids_S: Tensor
-    probabilities_TS: Tensor
-    importance_S: Tensor
-    load_S: Tensor
-    num_tokens: int
-    world_size: int = 1
+    active_ids_LS: Tensor
+    equal_clusters: bool
+    probabilities_LTS: tuple[Tensor, ...]
+    importance_LS: Tensor
+    load_LS: Tensor
+    num_tokens_L: Tensor
+    tokens_per_expert_LN: Tensor
+    world_size: Tensor | None = None
 
     @property
     def num_experts(self) -> int:
         """S, the number of active experts."""
-        return self.active_ids_S.shape[0]
+        return self.active_ids_LS.shape[-1]
+
+    @cached_property
+    def in_clusters(self) -> ClusterMoments:
+        """The moments of P_i in the clusters of each layer."""
+        with torch.enable_grad():  # for the losses, even if metrics, which need no gradient, ask first
+            if self.equal_clusters:
+                return equal_moments(self.importance_LS, self.clusters.num_clusters)
+            return moments(self.importance_LS, self.clusters.cluster_of(self.active_ids_LS), self.clusters.num_clusters)
 
 
-def gate_statistics(record: RoutingRecord) -> GateStatistics:
-    """Reduce the routing record of a layer to the sums that the losses need."""
-    routing = record.routing
+def stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """Stack the tensors of all layers; that of a single layer is not copied."""
+    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(list(tensors))
+
+
+def joined(tensors: Sequence[Tensor]) -> Tensor:
+    """Concatenate tensors of runs of layers; a single one is not copied."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+
+
+def gate_statistics(records: Sequence[RoutingRecord]) -> GateStatistics:
+    """Reduce the routing records of one or more layers to the sums that the losses need.
+
+    Raises:
+        ValueError: the layers do not all have the same clusters and the same number of active experts.
+    """
+    routings = [record.routing for record in records]
+    if len({(routing.clusters, len(routing.active_ids_S)) for routing in routings}) != 1:
+        raise ValueError(
+            "the router losses of several layers are computed together if these have the same clusters and number of "
+            f"active experts, but got {[(routing.clusters, len(routing.active_ids_S)) for routing in routings]}; "
+            "call gate_statistics for each kind of layer."
+        )
+    clusters, num_active = routings[0].clusters, len(routings[0].active_ids_S)
+    # all layers of an encoder have equally many tokens, and all of a decoder
+    runs = [stacked([r.scores_TS for r in run]) for _, run in groupby(routings, key=lambda r: len(r.scores_TS))]
     # at least float32, even if the router computes in less: the square of a sum over tokens overflows in float16
-    scores_TS = routing.scores_TS.to(torch.promote_types(routing.scores_TS.dtype, torch.float32))
-    probabilities_TS = torch.softmax(scores_TS / LOSS_TEMPERATURE, dim=-1)
-    num_tokens = len(probabilities_TS)
-    load_S = record.tokens_per_expert_N[routing.active_ids_S].to(probabilities_TS.dtype) / max(1, num_tokens) + MIN_LOAD
+    dtype = torch.promote_types(runs[0].dtype, torch.float32)
+    probabilities_LTS = tuple(torch.softmax(scores_LTS.to(dtype) / LOSS_TEMPERATURE, dim=-1) for scores_LTS in runs)
+    active_ids_LS = stacked([routing.active_ids_S for routing in routings])
+    tokens_per_expert_LN = stacked([record.tokens_per_expert_N for record in records]).to(dtype)
+    # counted on the device: T is known to the host, but would have to be copied from there
+    num_tokens_L = tokens_per_expert_LN.sum(dim=-1)
+    all_active = num_active == clusters.num_experts
+    tokens_per_expert_LS = tokens_per_expert_LN if all_active else tokens_per_expert_LN.gather(-1, active_ids_LS)
     return GateStatistics(
-        routing.clusters,
-        routing.active_ids_S,
-        probabilities_TS,
-        probabilities_TS.sum(dim=0),
-        load_S.detach(),
-        num_tokens,
+        clusters,
+        active_ids_LS,
+        all_active or all(record.equal_clusters for record in records),
+        probabilities_LTS,
+        joined([p_LTS.sum(dim=1) for p_LTS in probabilities_LTS]),
+        tokens_per_expert_LS / num_tokens_L.clamp(min=1).unsqueeze(-1) + MIN_LOAD,
+        num_tokens_L,
+        tokens_per_expert_LN,
     )
 
 
-def over_ranks(
-    statistics: Sequence[GateStatistics], total: Callable[[Tensor], Tensor], is_dummy: bool = False
-) -> list[GateStatistics]:
+def over_ranks(statistics: GateStatistics, total: Callable[[Tensor], Tensor], is_dummy: bool = False) -> GateStatistics:
     """Sum the statistics of all layers over the tokens of all processes, in one message.
 
     P_i keeps the gradient of this rank's own tokens: summed over ranks, gradients are those of the global batch.
 
     Args:
-        statistics: those of this rank, one per layer.
+        statistics: those of this rank.
         total: returns the sum of a tensor over all processes.
         is_dummy: this rank has a dummy batch, which is ignored.
     """
-    if not statistics:
-        return []
-    own = [
-        torch.cat(
-            [s.importance_S.detach(), (s.load_S - MIN_LOAD) * s.num_tokens, s.load_S.new_tensor([s.num_tokens, 1])]
-        )
-        for s in statistics
-    ]
-    summed = total(torch.cat(own) * (not is_dummy))
-    found = []
-    for s, everyone in zip(statistics, summed.split([len(o) for o in own]), strict=True):
-        importance_S, tokens_per_expert_S, (tokens, ranks) = everyone.split([s.num_experts, s.num_experts, 2])
-        found.append(
-            replace(
-                s,
-                importance_S=importance_S + s.importance_S - s.importance_S.detach(),
-                load_S=tokens_per_expert_S / tokens.clamp(min=1) + MIN_LOAD,
-                num_tokens=int(tokens),
-                world_size=max(1, int(ranks)),
-            )
-        )
-    return found
+    importance_LS, tokens_L1 = statistics.importance_LS, statistics.num_tokens_L.unsqueeze(-1)
+    tokens_per_expert_LS = (statistics.load_LS - MIN_LOAD) * tokens_L1
+    own = torch.cat([importance_LS.detach(), tokens_per_expert_LS, tokens_L1, torch.ones_like(tokens_L1)], dim=-1)
+    summed = total(torch.zeros_like(own) if is_dummy else own)
+    sum_LS, tokens_per_expert_LS, tokens_L1, ranks_L1 = summed.split([statistics.num_experts] * 2 + [1, 1], dim=-1)
+    return replace(
+        statistics,
+        importance_LS=sum_LS + importance_LS - importance_LS.detach(),
+        load_LS=tokens_per_expert_LS / tokens_L1.clamp(min=1) + MIN_LOAD,
+        num_tokens_L=tokens_L1.squeeze(-1),
+        world_size=ranks_L1[0, 0].clamp(min=1),
+    )
 
 
-def share_of_rank(loss: Tensor, world_size: int) -> Tensor:
+def share_of_rank(loss: Tensor, world_size: Tensor | int) -> Tensor:
     """Return one rank's part of a loss of the global batch: its value divided by W, with the whole gradient.
 
     Each rank differentiates with respect to its own tokens only, so gradients add up to that of the global batch;
@@ -110,97 +190,70 @@ def share_of_rank(loss: Tensor, world_size: int) -> Tensor:
 
 
 def balance_loss(statistics: GateStatistics) -> Tensor:
-    """Return N · Σ_i P_i f_i, N the number of active experts; T if they are perfectly balanced."""
-    return statistics.num_experts * (statistics.importance_S * statistics.load_S).sum()
+    """Return N · Σ_i P_i f_i of each layer, (L,), N the number of active experts; T if they are perfectly balanced."""
+    return statistics.num_experts * (statistics.importance_LS * statistics.load_LS).sum(dim=-1)
 
 
-@dataclass(frozen=True)
-class ClusterMoments:
-    """Mean and unbiased variance of P_i in each cluster, over its active experts.
-
-    Attributes:
-        size_C: active experts of the cluster.
-        mean_C: mean of P_i; 0 in a cluster without active experts.
-        variance_C: unbiased variance of P_i; 0 with fewer than two active experts.
-    """
-
-    size_C: Tensor
-    mean_C: Tensor
-    variance_C: Tensor
-
-    def over_clusters(self, value_C: Tensor) -> Tensor:
-        """Return the mean of a value over the clusters that have a variance (0 if there is none)."""
-        exists_C = (self.size_C > 1).to(value_C.dtype)
-        return (value_C * exists_C).sum() / exists_C.sum().clamp(min=1)
-
-
-def moments(importance_S: Tensor, cluster_S: Tensor, num_clusters: int) -> ClusterMoments:
-    """Return mean and variance of ``importance_S`` in each cluster; ``cluster_S`` is the cluster of each expert."""
-    zeros_C = importance_S.new_zeros(num_clusters)
-    size_C = zeros_C.index_add(0, cluster_S, torch.ones_like(importance_S))
-    mean_C = zeros_C.index_add(0, cluster_S, importance_S) / size_C.clamp(min=1)
-    squares_C = zeros_C.index_add(0, cluster_S, (importance_S - mean_C[cluster_S]).square())
-    return ClusterMoments(size_C, mean_C, squares_C / (size_C - 1).clamp(min=1))
-
-
-def cluster_moments(statistics: GateStatistics) -> ClusterMoments:
-    """Return the moments of P_i in the clusters of the layer."""
-    clusters = statistics.clusters
-    return moments(statistics.importance_S, clusters.cluster_of(statistics.active_ids_S), clusters.num_clusters)
-
-
-def gap_between_best_clusters(in_clusters: ClusterMoments, num_tokens: int) -> Tensor:
-    """Return ρ1 − ρ2, the two largest cluster means of P_i / T; 0 if only one cluster has active experts."""
-    mean_C = in_clusters.mean_C
-    if len(mean_C) < 2:
-        return mean_C.new_zeros(())
-    best, second = torch.topk(mean_C.masked_fill(in_clusters.size_C == 0, -1), 2).values.unbind()
-    return (best - second).where(second >= 0, torch.zeros_like(best)) / max(1, num_tokens)
+def gap_between_best_clusters(in_clusters: ClusterMoments) -> Tensor:
+    """Return the difference of the two largest cluster means of P_i, (L,); 0 if only one cluster has active experts."""
+    size_LC, mean_LC = in_clusters.size_LC, in_clusters.mean_LC
+    if mean_LC.shape[-1] < 2:
+        return torch.zeros_like(mean_LC[..., 0])
+    if isinstance(size_LC, int):
+        best_L, second_L = torch.topk(mean_LC, 2).values.unbind(-1)
+        return best_L - second_L
+    best_L, second_L = torch.topk(mean_LC.masked_fill(size_LC == 0, -1), 2).values.unbind(-1)
+    return (best_L - second_L).where(second_L >= 0, torch.zeros_like(best_L))
 
 
 def no_variance(statistics: GateStatistics) -> Tensor:
     """Plain MoE: 0."""
-    return statistics.importance_S.new_zeros(())
+    return torch.zeros_like(statistics.num_tokens_L)
 
 
 def global_variance(statistics: GateStatistics) -> Tensor:
     """Var_i(P_i) over all active experts (unbiased); coef_type 0 of the released code."""
     if statistics.num_experts < 2:
         return no_variance(statistics)
-    return statistics.importance_S.var(unbiased=True)
+    return statistics.importance_LS.var(dim=-1, unbiased=True)
 
 
 def intra_variance(statistics: GateStatistics) -> Tensor:
     """Mean over clusters of Var_{i∈c}(P_i) (equation 6); coef_type 1 of the released code."""
-    in_clusters = cluster_moments(statistics)
-    return in_clusters.over_clusters(in_clusters.variance_C)
+    return statistics.in_clusters.over_clusters(statistics.in_clusters.variance_LC)
 
 
-def _intra_inter(in_clusters: ClusterMoments, num_tokens: int) -> Tensor:
-    gap = gap_between_best_clusters(in_clusters, num_tokens)
-    return in_clusters.over_clusters(in_clusters.variance_C) * torch.exp(-gap)
+def _intra_inter(in_clusters: ClusterMoments, num_tokens_L: Tensor) -> Tensor:
+    gap_L = gap_between_best_clusters(in_clusters) / num_tokens_L.clamp(min=1)
+    return in_clusters.over_clusters(in_clusters.variance_LC) * torch.exp(-gap_L)
 
 
 def intra_inter_variance(statistics: GateStatistics) -> Tensor:
-    """intra · exp(−(ρ1 − ρ2)): pulls the experts of a cluster together and clusters apart (equation 8)."""
-    return _intra_inter(cluster_moments(statistics), statistics.num_tokens)
+    """intra · exp(−(ρ1 − ρ2)), ρ1 and ρ2 the two largest cluster means of P_i / T.
+
+    It pulls the experts of a cluster together and clusters apart (equation 8).
+    """
+    return _intra_inter(statistics.in_clusters, statistics.num_tokens_L)
 
 
 def intra_inter_sorted_variance(statistics: GateStatistics) -> Tensor:
     """coef_type 2 of the released code: ``intra_inter`` on groups of the experts sorted by P_i, not on clusters."""
-    num_clusters = statistics.clusters.num_clusters
-    sorted_S = statistics.importance_S.sort(descending=True).values
-    group_S = torch.arange(statistics.num_experts, device=sorted_S.device) * num_clusters // statistics.num_experts
-    return _intra_inter(moments(sorted_S, group_S, num_clusters), statistics.num_tokens)
+    num_clusters, num_experts = statistics.clusters.num_clusters, statistics.num_experts
+    sorted_LS = statistics.importance_LS.sort(dim=-1, descending=True).values
+    if num_experts % num_clusters == 0:
+        return _intra_inter(equal_moments(sorted_LS, num_clusters), statistics.num_tokens_L)
+    group_S = torch.arange(num_experts, device=sorted_LS.device) * num_clusters // num_experts
+    return _intra_inter(moments(sorted_LS, group_S, num_clusters), statistics.num_tokens_L)
 
 
 def intra_cv_variance(statistics: GateStatistics) -> Tensor:
     """T · mean over clusters of Var(P)/mean(P)²: grows with T, as the cross-entropy does, not with T²."""
-    in_clusters = cluster_moments(statistics)
-    squared_cv_C = in_clusters.variance_C / in_clusters.mean_C.clamp(min=MIN_MEAN).square()
-    return statistics.num_tokens * in_clusters.over_clusters(squared_cv_C)
+    in_clusters = statistics.in_clusters
+    squared_cv_LC = in_clusters.variance_LC / in_clusters.mean_LC.clamp(min=MIN_MEAN).square()
+    return statistics.num_tokens_L * in_clusters.over_clusters(squared_cv_LC)
 
 
+# Each form maps the statistics of L layers to one value for each, (L,).
 VARIANCES: dict[str, Callable[[GateStatistics], Tensor]] = {
     "none": no_variance,
     "global": global_variance,
@@ -214,7 +267,7 @@ INTRA_FORMS = frozenset(name for name in VARIANCES if name.startswith("intra"))
 
 @dataclass(frozen=True)
 class GateLoss:
-    """L_gate = L_bal + N · β · variance, for one layer.
+    """L_gate = L_bal + N · β · variance, for each layer.
 
     Attributes:
         variance: name of the variance form.
@@ -254,8 +307,18 @@ class GateLoss:
             )
 
     def __call__(self, statistics: GateStatistics) -> tuple[Tensor, Tensor]:
-        """Return (balance loss, N · β · variance), sums over the tokens."""
+        """Return (balance loss, N · β · variance) of each layer, (L,), sums over the tokens.
+
+        Raises:
+            ValueError: the variance form does not return one value for each layer.
+        """
         if self.variance == "none" or self.variance_weight == 0:
             return balance_loss(statistics), no_variance(statistics)
-        variance = VARIANCES[self.variance](statistics)
-        return balance_loss(statistics), statistics.num_experts * self.variance_weight * variance
+        variance_L = VARIANCES[self.variance](statistics)
+        if variance_L.shape != statistics.num_tokens_L.shape:
+            raise ValueError(
+                f"--moec-variance {self.variance} returned a tensor of shape {tuple(variance_L.shape)} for "
+                f"{len(statistics.num_tokens_L)} layers; return one value for each layer, (L,): reduce the last "
+                "dimension of its statistics only (dim=-1)."
+            )
+        return balance_loss(statistics), statistics.num_experts * self.variance_weight * variance_L

@@ -1,66 +1,87 @@
 """Routing metrics: sums over layers, micro-batches and workers, and the averages that are logged."""
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from moec_fairseq.moe.losses import GateStatistics, cluster_moments, gap_between_best_clusters
+from moec_fairseq.moe.losses import GateStatistics, gap_between_best_clusters, joined, stacked
 from moec_fairseq.moe.routing_records import RoutingRecord
 
-PER_LAYER = ("tokens", "balance", "variance", "spread", "gap", "entropy", "overflow")
+# what is summed: one value for each layer, and one for each expert of each layer
+PER_LAYER = ("balance", "variance", "spread", "gap", "entropy", "overflow")
 PER_EXPERT = ("tokens_per_expert", "active")
-
-
-def gate_entropy(probabilities_TS: Tensor) -> Tensor:
-    """Return the entropy of each token's routing probabilities in bits, (T,)."""
-    return torch.special.entr(probabilities_TS).sum(dim=-1) / torch.log(probabilities_TS.new_tensor(2.0))
-
-
-@torch.no_grad()
-def layer_sums(
-    record: RoutingRecord, statistics: GateStatistics, balance: Tensor, variance: Tensor
-) -> dict[str, Tensor]:
-    """Return the metrics of one layer as sums over its tokens.
-
-    ``balance`` and ``variance`` are sums over tokens already; spread and gap are properties of a whole batch, so they
-    are multiplied by T here and divided by the sum of all T in the end.
-    """
-    in_clusters = cluster_moments(statistics)
-    tokens_of_rank = statistics.num_tokens / statistics.world_size
-    relative_spread_C = in_clusters.variance_C.sqrt() / in_clusters.mean_C.clamp(min=1e-6)
-    return {
-        "tokens": record.tokens_per_expert_N.sum(),
-        "balance": balance,
-        "variance": variance,
-        "spread": in_clusters.over_clusters(relative_spread_C) * tokens_of_rank,
-        "gap": gap_between_best_clusters(in_clusters, statistics.num_tokens) * tokens_of_rank,
-        "entropy": gate_entropy(statistics.probabilities_TS).sum(),
-        "overflow": record.overflow,
-        "tokens_per_expert": record.tokens_per_expert_N,
-        "active": torch.zeros_like(record.tokens_per_expert_N).index_fill(0, statistics.active_ids_S, 1),
-    }
 
 
 @torch.no_grad()
 def model_sums(
-    layers: Iterable[tuple[int, dict[str, Tensor]]], num_layers: int, num_experts: int, device: torch.device
-) -> dict[str, Tensor]:
-    """Combine the sums of layers, given as (layer index, sums), into one tensor per metric, layers first.
+    records: Sequence[RoutingRecord], statistics: GateStatistics, losses: tuple[Tensor, Tensor], num_layers: int
+) -> Tensor:
+    """Return the metrics of all layers of a model as sums over the tokens of this process, in one float32 tensor.
 
-    Keys and shapes are the same in every pass, whichever layers took part in it, so that workers can add them up.
+    Its shape, (L, M), is the same in every pass, whichever layers took part in it, so that workers can add it up;
+    ``by_name`` takes it apart. Nothing is read on the host. Balance, variance and gap are sums over tokens already;
+    the spread is a property of a whole batch, so it is multiplied by T here and divided by the sum of all T in the
+    end. The entropy is that of the routing probabilities of each token, in nats.
+
+    Args:
+        records: those of the layers that took part.
+        statistics: of the same layers.
+        losses: their balance and variance loss, (L,) each.
+        num_layers: MoE layers of the model.
     """
-    joined = {key: torch.zeros(num_layers, device=device) for key in PER_LAYER}
-    joined |= {key: torch.zeros(num_layers, num_experts, device=device) for key in PER_EXPERT}
-    for layer_index, sums in layers:
-        for key, value in sums.items():
-            joined[key][layer_index] += value
-    return joined
+    in_clusters, tokens_per_expert_LN = statistics.in_clusters, statistics.tokens_per_expert_LN
+    relative_spread_LC = in_clusters.variance_LC.sqrt() / in_clusters.mean_LC.clamp(min=1e-6)
+    spread_L = in_clusters.over_clusters(relative_spread_LC) * statistics.num_tokens_L
+    of_batch = [*losses, spread_L, gap_between_best_clusters(in_clusters)]
+    if statistics.world_size is not None:  # all ranks have the same, and add it up
+        of_batch = [value_L / statistics.world_size for value_L in of_batch]
+    entropy_L = joined([torch.special.entr(p_LTS).sum(dim=(-2, -1)) for p_LTS in statistics.probabilities_LTS])
+    overflow_L = stacked([record.overflow for record in records]).to(entropy_L.dtype)
+    per_layer = [value_L.unsqueeze(-1) for value_L in (*of_batch, entropy_L, overflow_L)]
+    if statistics.num_experts == statistics.clusters.num_experts:
+        active_LN = torch.ones_like(tokens_per_expert_LN)
+    else:
+        active_LN = torch.zeros_like(tokens_per_expert_LN).scatter(-1, statistics.active_ids_LS, 1.0)
+    sums_LM = torch.cat([*per_layer, tokens_per_expert_LN, active_LN], dim=-1).float()
+    return _in_place([record.layer_index for record in records], sums_LM, num_layers)
+
+
+def _in_place(layers: list[int], sums_LM: Tensor, num_layers: int) -> Tensor:
+    """Put the sums of the given layers into those of all layers of the model; LayerDrop leaves layers out."""
+    if layers == list(range(num_layers)):
+        return sums_LM
+    rows: dict[int, Tensor] = {}
+    for layer_index, row_M in zip(layers, sums_LM.unbind(), strict=True):
+        rows[layer_index] = rows[layer_index] + row_M if layer_index in rows else row_M
+    zeros_M = torch.zeros_like(sums_LM[0])
+    return torch.stack([rows.get(layer_index, zeros_M) for layer_index in range(num_layers)])
+
+
+def no_sums(num_layers: int, num_experts: int, device: torch.device) -> Tensor:
+    """Return what ``model_sums`` returns for a pass in which no layer took part."""
+    return torch.zeros(num_layers, len(PER_LAYER) + len(PER_EXPERT) * num_experts, device=device)
+
+
+def by_name(sums_LM: Tensor) -> dict[str, Tensor]:
+    """Return what ``model_sums`` has put into one tensor: (L,) for each metric of layers, (L, N) for those of experts.
+
+    The ``tokens`` of each layer are the sum of those of its experts.
+    """
+    num_experts = (sums_LM.shape[-1] - len(PER_LAYER)) // len(PER_EXPERT)
+    sizes = [1] * len(PER_LAYER) + [num_experts] * len(PER_EXPERT)
+    parts = dict(zip(PER_LAYER + PER_EXPERT, sums_LM.split(sizes, dim=-1), strict=True))
+    sums = {key: parts[key].squeeze(-1) for key in PER_LAYER} | {key: parts[key] for key in PER_EXPERT}
+    return sums | {"tokens": sums["tokens_per_expert"].sum(dim=-1)}
 
 
 def averages(sums: Mapping[str, Any]) -> dict[str, float]:
-    """Turn the sums of :func:`model_sums`, added up over passes and workers, into the metrics that are logged.
+    """Turn the sums of ``model_sums``, added up over passes and workers, into the metrics that are logged.
+
+    Args:
+        sums: as ``by_name`` returns them, on the host: this reads every value by itself.
 
     Returns:
         Per token, over all layers: ``balance`` (1 is perfect), ``variance`` (N·β·variance), ``spread`` (standard
@@ -74,6 +95,7 @@ def averages(sums: Mapping[str, Any]) -> dict[str, float]:
     if tokens == 0:
         return {}
     metrics = {key: float(sums[key].sum()) / tokens for key in ("balance", "variance", "spread", "gap", "entropy")}
+    metrics["entropy"] /= math.log(2)
     metrics["overflow"] = 100 * float(sums["overflow"].sum()) / tokens
     routed = sums["tokens"] > 0
     active = sums["active"][routed] > 0

@@ -21,12 +21,14 @@ class RoutingRecord:
         routing: the router's decision.
         tokens_per_expert_N: tokens routed to each expert, including those above its capacity, int64.
         overflow: tokens above capacity, int64, shape ().
+        equal_clusters: equally many experts of each cluster are active; False: perhaps not.
     """
 
     layer_index: int
     routing: Routing
     tokens_per_expert_N: Tensor
     overflow: Tensor
+    equal_clusters: bool = False
 
 
 class RoutingCollector:
@@ -37,12 +39,15 @@ class RoutingCollector:
 
     Attributes:
         is_dummy: the current batch only keeps this process in step with the others; none of its tokens is routed,
-            neither in the forward pass nor when activations are recomputed. Set by moec_fairseq.compat.
+            neither in the forward pass nor when activations are recomputed. Set by the trainer.
+        num_tokens: tokens of the current training batch that are not padding, by stack (``encoder``, ``decoder``), if
+            they were counted before the batch went to a GPU; layers then need not wait to learn them.
     """
 
     def __init__(self) -> None:
         self._records: list[RoutingRecord] | None = None
         self.is_dummy = False
+        self.num_tokens = dict[str, int]()
         self._warned = False
 
     @property

@@ -47,7 +47,8 @@ class TokenShuffle:
         group = self.groups.parallel
         order_T = torch.randperm(len(tokens_TD), device=tokens_TD.device)
         lengths_R = order_T.new_empty(self.groups.shard.num_ranks)
-        dist.all_gather(list(lengths_R.chunk(len(lengths_R))), order_T.new_tensor([len(tokens_TD)]), group=group)
+        dist.all_gather(list(lengths_R.chunk(len(lengths_R))), order_T.new_full((1,), len(tokens_TD)), group=group)
+        # the only wait for a GPU: splits are integers, and depend on other ranks
         lengths, rank = lengths_R.tolist(), dist.get_rank(group)
         send = _shares(len(tokens_TD), lengths)
         receive = [_shares(length, lengths)[rank] for length in lengths]

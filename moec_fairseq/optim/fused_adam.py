@@ -10,19 +10,23 @@ from fairseq.optim import FairseqOptimizer, register_optimizer
 from fairseq.optim.adam import Adam, FairseqAdam, FairseqAdamConfig
 from torch import Tensor
 
-from moec_fairseq.compat.versions import FUSED_ADAMW
+from moec_fairseq.compat.versions import FUSED_ADAMW, FUSED_ADAMW_DEVICES
+
+# what a call of torch's kernel has in common: step, device, dtype
+Kind = tuple[int, torch.device, torch.dtype]
 
 
 def _is_fused(parameter: Tensor) -> bool:
     """Whether torch's kernel supports this parameter: it keeps the averages in the parameter's dtype."""
-    return parameter.dtype in (torch.float32, torch.float64) and parameter.device.type in ("cpu", "cuda")
+    return parameter.dtype in (torch.float32, torch.float64) and parameter.device.type in FUSED_ADAMW_DEVICES
 
 
 class SinglePassAdam(Adam):
     """fairseq's ``Adam``: same formula, same state, but torch's fused kernel instead of six passes over all values.
 
     In every update the optimizer touches all parameters of all experts, so its share of the time of a step grows with
-    the number of experts.
+    the number of experts. On a GPU an update is a few launches, whatever the number of parameters; nothing is copied
+    there, and nothing waits for it.
     """
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -31,25 +35,28 @@ class SinglePassAdam(Adam):
             return super().step(closure)
         loss = closure() if closure is not None else None
         for group in self.param_groups:
-            for step, parameters in self._advance(group["params"]).items():
-                self._update(group, step, parameters)
+            for kind, parameters in self._advance(group["params"]).items():
+                self._update(group, kind, parameters)
         return loss
 
-    def _advance(self, parameters: Iterable[Tensor]) -> dict[int, list[Tensor]]:
-        """Increment the step of each parameter that has a gradient; return the parameters by step."""
-        by_step = defaultdict(list)
+    def _advance(self, parameters: Iterable[Tensor]) -> dict[Kind, list[Tensor]]:
+        """Increment the step of each parameter that has a gradient; return the parameters by what a call takes."""
+        by_kind = defaultdict(list)
         for parameter in parameters:
             if parameter.grad is not None:
                 state = self.state[parameter]
                 if not state:
                     state.update(step=0, exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter))
                 state["step"] += 1
-                by_step[state["step"]].append(parameter)
-        return by_step
+                by_kind[state["step"], parameter.device, parameter.dtype].append(parameter)
+        return by_kind
 
     @torch.no_grad()
-    def _update(self, group: dict[str, Any], step: int, parameters: list[Tensor]) -> None:
+    def _update(self, group: dict[str, Any], kind: Kind, parameters: list[Tensor]) -> None:
+        step, device, _ = kind
         beta1, beta2 = group["betas"]
+        # the kernel reads one for each parameter, but they may be the same; filled there: torch.tensor would copy it
+        step_there = torch.full((), float(step), dtype=torch.float32, device=device)
         states = [self.state[parameter] for parameter in parameters]
         assert FUSED_ADAMW is not None
         FUSED_ADAMW(
@@ -58,7 +65,7 @@ class SinglePassAdam(Adam):
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [],
-            [torch.tensor(float(step), device=parameter.device) for parameter in parameters],
+            [step_there] * len(parameters),
             lr=group["lr"],
             beta1=beta1,
             beta2=beta2,

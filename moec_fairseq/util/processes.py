@@ -133,7 +133,7 @@ def in_order(pool: Executor, function: Callable[[Item], Result], items: Iterable
         raise ValueError("a worker was killed, probably because the memory ran out; give fewer --workers") from error
 
 
-def _begin(parent: int) -> None:
+def begin_worker(parent: int) -> None:
     """Leave Ctrl-C to the parent, and end when it has gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with(parent)
@@ -142,7 +142,7 @@ def _begin(parent: int) -> None:
 def start_workers(number: int) -> ProcessPoolExecutor:
     """Return a pool that has started: forked while this process has one thread, workers need not import torch."""
     context = get_context("fork" if sys.platform == "linux" else "spawn")
-    pool = ProcessPoolExecutor(number, context, _begin, (os.getpid(),))
+    pool = ProcessPoolExecutor(number, context, begin_worker, (os.getpid(),))
     pool.submit(int)
     return pool
 

@@ -4,7 +4,7 @@ import pytest
 
 from moec_fairseq.bench.layer import exponent
 from moec_fairseq.bench.measure import Times
-from moec_fairseq.bench.report import Target, rows_of, table, target_table, write_json
+from moec_fairseq.bench.report import Outcome, Target, rows_of, table, target_table, write_json
 
 TIMES = {"dense": Times([0.1, 0.1], [0.3, 0.3]), "moec 8": Times([0.2, 0.2], [0.4, 0.8])}
 SIZES = {"dense": (0, 1000), "moec 8": (8, 1000)}
@@ -35,7 +35,7 @@ def test_targets(value, at_most, reached):
 
 def test_json_has_every_repeat(tmp_path):
     rows = rows_of("layer", "1000 tokens", TIMES, SIZES)
-    write_json(tmp_path / "found.json", {"processor": "x"}, rows, [Target("time", 1.0, 1.1)])
+    write_json(tmp_path / "found.json", {"processor": "x"}, [Outcome("layer", rows, [Target("time", 1.0, 1.1)])])
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["rows"][1]["times"] == {"forward": [0.2, 0.2], "backward": [0.4, 0.8]}
     assert found["targets"][0]["bound"] == 1.1

@@ -5,6 +5,9 @@ import torch
 import torch.nn.functional as F
 from fairseq.modules import AdaptiveSoftmax, LayerDropModuleList
 from fairseq.nan_detector import NanDetector
+from fairseq.optim import AMPOptimizer
+from fairseq.optim.adam import Adam
+from fairseq.optim.sgd import SGD
 
 from moec_fairseq.compat.modules import seed_layer_drop
 
@@ -80,3 +83,84 @@ def test_the_adaptive_softmax_drops_as_its_own_loss_does():
     # nothing is left of the hidden states: all words of a band are alike
     torch.testing.assert_close(log_probs[0, 0, :4].exp(), torch.full((4,), 1 / 5))
     torch.testing.assert_close(log_probs[0, 0, 4:].exp(), torch.full((16,), 1 / 5 / 16))
+
+
+SCALES = (1.0, 128.0, 65536.0)
+
+
+class ScaledOnCpu(AMPOptimizer):
+    """fairseq's optimizer for ``--amp``, around one of torch's, with a scaler that works on a CPU."""
+
+    def __init__(self, optimizer, scaler):
+        self.fp32_optimizer = SGD.__new__(SGD)
+        self.fp32_optimizer.cfg, self.fp32_optimizer._optimizer = None, optimizer
+        self._grad_scaler, self.min_loss_scale = scaler, 1e-4
+
+    def update(self, parameter, gradient, clip_norm=0.0):
+        """Make an update as fairseq's trainer does."""
+        self.zero_grad()
+        self.backward((gradient * parameter).sum())
+        norm = self.clip_grad_norm(clip_norm)
+        self.step()
+        return norm
+
+
+def scaler(scale):
+    if not hasattr(torch.amp, "GradScaler"):
+        pytest.skip("this torch scales on GPUs only")
+    return torch.amp.GradScaler("cpu", init_scale=scale)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("clip_norm, used", [(0.0, 3.0), (0.5, 0.5)])
+def test_amp_uses_the_gradient_whatever_the_loss_scale(scale, clip_norm, used):
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = ScaledOnCpu(torch.optim.SGD([parameter], lr=1.0), scaler(scale))
+    assert optimizer.update(parameter, 3.0, clip_norm) == 3
+    assert -parameter.item() == pytest.approx(used, rel=1e-5)
+
+
+def test_adam_moves_the_same_at_every_scale():
+    moved = []
+    for scale in SCALES:
+        parameter = torch.nn.Parameter(torch.zeros(1))
+        optimizer = ScaledOnCpu(Adam([parameter], lr=1.0, betas=(0.9, 0.98), eps=1e-6), scaler(scale))
+        for _ in range(20):
+            optimizer.update(parameter, 1e-4)
+        moved.append(parameter.item())
+    assert moved[0] < -19 and moved[1:] == 2 * [pytest.approx(moved[0], rel=1e-5)]
+
+
+def test_an_update_of_amp_that_overflows_is_skipped_and_halves_the_scale():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = ScaledOnCpu(torch.optim.SGD([parameter], lr=1.0), scaler(8.0))
+    assert optimizer.update(parameter, torch.inf).isinf() and parameter.item() == 0
+    assert optimizer.scaler.get_scale() == 4.0
+    assert optimizer.update(parameter, 3.0) == 3 and parameter.item() == -3
+
+
+class NotingScaler:
+    """What fairseq calls of a scaler of any version of torch."""
+
+    def __init__(self):
+        self.calls = []
+
+    def scale(self, loss):
+        return loss
+
+    def unscale_(self, optimizer):
+        self.calls.append(("unscale_", optimizer))
+
+    def step(self, optimizer):
+        self.calls.append(("step", optimizer))
+
+    def update(self):
+        self.calls.append(("update", None))
+
+
+def test_the_scaler_steps_with_the_optimizer_that_it_has_unscaled():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    torchs = torch.optim.SGD([parameter], lr=1.0)
+    optimizer = ScaledOnCpu(torchs, NotingScaler())
+    optimizer.update(parameter, 3.0)
+    assert optimizer.scaler.calls == [("unscale_", torchs), ("step", torchs), ("update", None)]

@@ -4,6 +4,8 @@ from fairseq.criterions.label_smoothed_cross_entropy import label_smoothed_nll_l
 from fairseq.logging import metrics
 
 from moec_fairseq.compat import modules
+from moec_fairseq.criterions.moec_label_smoothed_cross_entropy import on_host
+from moec_fairseq.moe.routing_metrics import by_name
 
 ROUTER_KEYS = {
     f"moe_{key}"
@@ -56,7 +58,8 @@ def test_an_adaptive_softmax_is_trained_together_with_the_router(build):
         log_probs = modules._get_log_prob(softmax, hidden, None).flatten(end_dim=1)
         losses = label_smoothed_nll_loss(log_probs, target, 0.1, built.criterion.padding_idx)
     torch.testing.assert_close(log["nll_loss"], losses[1])
-    torch.testing.assert_close(loss, losses[0] + 0.01 * (log["moe_balance"].sum() + log["moe_variance"].sum()))
+    sums = by_name(log["moe_sums"])
+    torch.testing.assert_close(loss, losses[0] + 0.01 * (sums["balance"].sum() + sums["variance"].sum()))
     trained = [name for name, p in built.model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0]
     for part in ("router.expert_embeddings_NK", "adaptive_softmax.head.weight", "adaptive_softmax.tail.1.2.weight"):
         assert any(name.endswith(part) for name in trained), part
@@ -67,7 +70,7 @@ def test_training_loss_has_the_gate_loss_and_validation_loss_has_not(build):
     batch = built.batch()
     trained, _, log = built.criterion(built.model.train(), batch)
     validated, _, valid_log = built.criterion(built.model.eval(), batch)
-    gate = log["moe_balance"].sum() + log["moe_variance"].sum()
+    gate = sum(by_name(log["moe_sums"])[key].sum() for key in ("balance", "variance"))
     torch.testing.assert_close(trained - validated, 0.5 * gate, rtol=1e-4, atol=1e-4)
     assert log["loss"] == trained and valid_log["loss"] == validated
 
@@ -83,11 +86,47 @@ def test_metrics_of_micro_batches_and_workers_are_those_of_the_whole(build):
     summed = {key: sum(log[key] for log in logs) for key in keys}
     assert reduced(built.criterion, summed) == together
     # by hand: tokens on the most loaded expert of each layer, over both micro-batches
-    per_expert = summed["moe_tokens_per_expert"]
+    per_expert = by_name(summed["moe_sums"])["tokens_per_expert"]
     by_hand = (100 * per_expert.max(dim=1).values / per_expert.sum(dim=1)).mean().item()
     assert together["moe_load_max"] == pytest.approx(by_hand, abs=1e-3)
     tokens = sum(int(b["net_input"]["src_lengths"].sum() + b["ntokens"]) for b in (first, second))
-    assert summed["moe_tokens"].sum() == tokens  # no padding
+    assert per_expert.sum() == tokens  # no padding
+
+
+class OnDevice(torch.Tensor):
+    """Cannot be read before ``cpu()``, which is counted; nor can what is computed from it."""
+
+    transfers = 0
+    READS = {getattr(torch.Tensor, name) for name in ("item", "tolist", "numpy", "__float__", "__int__", "__bool__")}
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        assert function not in cls.READS, f"{function.__name__} waits for the device"
+        result = super().__torch_function__(function, types, args, kwargs)
+        if function is not torch.Tensor.cpu:
+            return result
+        OnDevice.transfers += 1
+        return result.as_subclass(torch.Tensor)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_the_log_reads_a_device_once(build, micro_batches):
+    built = build("--dropout", "0")
+    logs = [built.criterion(built.model, built.batch(seed=seed))[2] for seed in range(micro_batches)]
+    assert [key for key, value in logs[0].items() if torch.is_tensor(value)] == ["loss", "nll_loss", "moe_sums"]
+    on_device = [{k: v.as_subclass(OnDevice) if torch.is_tensor(v) else v for k, v in log.items()} for log in logs]
+    OnDevice.transfers = 0
+    assert reduced(built.criterion, *on_device) == reduced(built.criterion, *logs)
+    assert OnDevice.transfers == 1
+
+
+def test_sums_on_the_host_are_those_of_fairseq():
+    third = torch.tensor(1 / 3)
+    logs = [{"loss": third, "sample_size": 3}, {"loss": third, "sample_size": 2**40 + 1, "n": torch.tensor(2**40 + 1)}]
+    sums = on_host(logs)
+    assert sums == {"loss": 0 + third + third, "sample_size": 2**40 + 4, "n": torch.tensor(2**40 + 1)}
+    assert sums["loss"].dtype == torch.float32 and sums["n"].dtype == torch.int64
+    assert on_host([]) == {}
 
 
 def test_dense_transformer_has_no_routing_metrics(build):

@@ -62,8 +62,16 @@ def test_fairseq_knows_all_keys(recipe, method):
     assert config["criterion.moec_variance"] == (variance if has_clusters else "none")
     assert config["model.moec_expert_dropout"] == (dropout if method == "moec" else 0)
     assert config["model.moec_expert_dropout_interval"] == interval
-    assert config["common.fp16"] == recipe.startswith(("wmt", "iwslt"))
+    for_gpus = recipe.startswith(("wmt", "iwslt"))
+    assert config["common.fp16"] == for_gpus
+    assert config["optimizer._name"] == ("fused_adam" if for_gpus else "adam")
     assert config["checkpoint.save_dir"] == "checkpoints/${hydra:job.config_name}_" + method + "/seed${common.seed}"
+
+
+@pytest.mark.parametrize("recipe", ["wmt14_en_de", "iwslt14_de_en"])
+def test_bfloat16_in_the_place_of_float16(recipe):
+    config = composed(recipe, "common.fp16=false", "common.bf16=true")
+    assert config["common.bf16"] and not config["common.fp16"]
 
 
 def test_the_method_is_moec_unless_another_is_given():

@@ -12,6 +12,7 @@ import pytest
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from moec_fairseq.launch import ranks
+from moec_fairseq.launch.configuration import configure
 from moec_fairseq.launch.ranks import culprit, run, torchrun_command, train
 from moec_fairseq.launch.worker import rank_overrides
 from moec_fairseq.util.files import alone_with
@@ -249,6 +250,33 @@ def test_gpus(shown, monkeypatch, gpus, cpu):
     if on_gpus:
         with pytest.raises(ValueError, match=r"--processes is 3, but this machine has 2 GPU\(s\)"):
             shown(processes=3)
+
+
+@pytest.mark.parametrize(
+    "gpus, overrides, expected",
+    [
+        (2, [], []),  # fairseq's default is pytorch_ddp
+        (0, [], ["legacy_ddp"]),
+        (2, ["distributed_training.ddp_backend=legacy_ddp"], ["legacy_ddp"]),
+        (0, ["distributed_training.ddp_backend=pytorch_ddp"], ["legacy_ddp", "pytorch_ddp"]),  # the last one wins
+    ],
+)
+def test_gradients_are_reduced_as_the_configuration_says(monkeypatch, shown, gpus, overrides, expected):
+    monkeypatch.setattr(ranks.torch.cuda, "device_count", lambda: gpus)
+    assert configure(CONFIGS / "small.yaml", []).values["distributed_training.ddp_backend"] == "pytorch_ddp"
+    _, command = shown(*overrides, processes=2)
+    assert [word.split("=")[1] for word in command if "ddp_backend=" in word] == expected
+
+
+@pytest.mark.parametrize(
+    "backend, gpus", [("legacy_ddp", 0), ("legacy_ddp", 2), ("no_c10d", 0), ("no_c10d", 2), ("pytorch_ddp", 2)]
+)
+def test_so_does_a_file(monkeypatch, shown, tmp_path, backend, gpus):
+    monkeypatch.setattr(ranks.torch.cuda, "device_count", lambda: gpus)
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"{(CONFIGS / '_base.yaml').read_text()}\ndistributed_training:\n  ddp_backend: {backend}\n")
+    _, command = shown(config=str(file), processes=2)
+    assert not [word for word in command if "ddp_backend=" in word]
 
 
 @pytest.mark.parametrize("local_rank, gpus, device", [("1", 2, 1), ("1", 1, 0), ("1", 0, 0)])  # SLURM may show one only

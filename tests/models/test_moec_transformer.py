@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from moec_fairseq.moe.layer import MoELayer
+from moec_fairseq.moe.routing_metrics import by_name
 
 LAYOUTS = ["inserted", "replaced"]
 
@@ -209,7 +210,7 @@ def test_checkpointed_activations_record_once(build, layout, option):
     loss, _, log = built.criterion(built.model.train(), built.batch())
     loss.backward()
     tokens = built.batch()["net_input"]["src_lengths"].sum()
-    assert log["moe_tokens"][0] == tokens
+    assert by_name(log["moe_sums"])["tokens"][0] == tokens
     assert all(p.grad is not None for layer in moe_layers(built.model) for p in layer.router.parameters())
 
 
@@ -218,7 +219,8 @@ def test_layerdrop_keeps_the_log_in_shape(build):
     for seed in range(5):
         torch.manual_seed(seed)
         _, _, log = built.criterion(built.model.train(), built.batch())
-        assert log["moe_tokens_per_expert"].shape == (2, 8) and log["moe_tokens"].shape == (2,)
+        sums = by_name(log["moe_sums"])
+        assert sums["tokens_per_expert"].shape == (2, 8) and sums["tokens"].shape == (2,)
 
 
 def test_nan_in_hidden_states_reaches_the_loss(build):

@@ -129,4 +129,4 @@ def test_from_the_command_line(build, keep):
     assert lengths == ([1, 3] if "0" in keep else [3, 2])
     loss, _, log = built.criterion(built.model.train(), built.batch())
     loss.backward()
-    assert log["moe_tokens"].shape == (2,)  # the encoder's block is pruned, the decoder's keeps its number
+    assert len(log["moe_sums"]) == 2  # the encoder's block is pruned, the decoder's keeps its number

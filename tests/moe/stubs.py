@@ -3,6 +3,7 @@
 import torch
 from hypothesis import settings
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from moec_fairseq.moe.clusters import ExpertClusters
 from moec_fairseq.moe.dispatch import LocalDispatcher
@@ -11,6 +12,7 @@ from moec_fairseq.moe.experts import Experts, ExpertSublayer
 from moec_fairseq.moe.layer import MoELayer
 from moec_fairseq.moe.router import Router, Routing
 from moec_fairseq.moe.routing_records import RoutingRecord
+from moec_fairseq.moe.segments import Segments
 
 # No deadline: the first call of a torch kernel is slow, and so is a busy machine.
 quick = settings(deadline=None, max_examples=40)
@@ -41,10 +43,43 @@ class MultiplyingExperts(nn.Module):
         return tokens_AD * self.factors_N.repeat_interleave(counts_N).unsqueeze(-1)
 
 
-def by_plain_autograd(block: ExpertSublayer, tokens_AD: Tensor, counts: list[int], parameters: None = None) -> Tensor:
+def segments_of(counts: list[int], device: str = "cpu") -> Segments:
+    """Return the segments of a batch in which expert i has ``counts[i]`` tokens."""
+    return Segments(torch.tensor(counts, dtype=torch.long, device=device), sum(counts))
+
+
+def by_plain_autograd(block: ExpertSublayer, tokens_AD: Tensor, segments: Segments, parameters: None = None) -> Tensor:
     """What ``block`` computes, without the hand-written backward pass: its reference."""
-    expert_A = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    expert_A = torch.arange(len(segments.counts)).repeat_interleave(segments.counts_N)
     return tokens_AD + block.residual(tokens_AD, expert_A)
+
+
+def grouped_mm_by_loop(a: Tensor, b: Tensor, ends_N: Tensor) -> Tensor:
+    """What torch's grouped product computes, for every dtype and size."""
+    ends = [0, *ends_N.tolist()]
+    groups = [slice(start, end) for start, end in zip(ends, ends[1:], strict=False)]
+    if b.dim() == 3:
+        return torch.cat([a[group] @ own for group, own in zip(groups, b, strict=True)])
+    return torch.stack([a[:, group] @ b[group] for group in groups])
+
+
+class Kernels(TorchDispatchMode):
+    """Records the operations that launch a kernel on a device: all but views, allocations and questions."""
+
+    ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, tuple[torch.dtype, ...]]] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function._schema.name.split("::")[1]
+        is_view = any(a.alias_info is not None and not a.alias_info.is_write for a in function._schema.arguments)
+        any_tensor = any("Tensor" in str(r.type) for r in function._schema.returns)
+        if not is_view and name not in self.ALLOCATIONS and any_tensor:
+            floating = [a for a in args if isinstance(a, Tensor) and a.is_floating_point()]
+            self.calls.append((name, tuple(a.dtype for a in floating)))
+        return function(*args, **(kwargs or {}))
 
 
 def stub_layer(choices: list[int], factors: list[float], alpha: float, **options: object) -> MoELayer:
@@ -97,3 +132,27 @@ def record_of(
     tokens_per_expert_N = torch.bincount(expert_T, minlength=clusters.num_experts)
     routing = Routing(clusters, active_ids_S, scores_TS, expert_T, torch.full((len(chosen),), 0.5))
     return RoutingRecord(layer, routing, tokens_per_expert_N, torch.tensor(overflow))
+
+
+def random_records(
+    clusters: ExpertClusters,
+    tokens: list[int],
+    rate: float = 0.0,
+    scope: str = "cluster",
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> list[RoutingRecord]:
+    """Return the records of layers with these numbers of tokens; scores are leaves that want a gradient."""
+    source = torch.Generator().manual_seed(1)
+    dropout = ExpertDropout(rate, scope=scope)
+    records = []
+    for layer, num_tokens in enumerate(tokens):
+        active_ids_S = torch.tensor(dropout.active_ids(clusters, layer, 0))
+        scores_TS = 0.3 * torch.randn(num_tokens, len(active_ids_S), generator=source, dtype=dtype)
+        expert_T = active_ids_S[scores_TS.argmax(dim=-1)]
+        counts_N = torch.bincount(expert_T, minlength=clusters.num_experts).to(device)
+        scores_TS = scores_TS.to(device).requires_grad_()
+        routing = Routing(clusters, active_ids_S.to(device), scores_TS, expert_T.to(device), torch.ones(num_tokens))
+        overflow = torch.tensor(num_tokens // 10).to(device)
+        records.append(RoutingRecord(layer, routing, counts_N, overflow, dropout.equal_clusters))
+    return records

@@ -19,14 +19,14 @@ def naive_expert(experts: Experts, number: int, x: torch.Tensor) -> torch.Tensor
 
 
 @pytest.mark.parametrize("sublayers", [1, 3])
-def test_a_new_expert_is_the_identity(sublayers, both_experts):
+def test_a_new_expert_is_the_identity(sublayers, every_way):
     tokens = torch.randn(5, 4)
     assert torch.equal(Experts(3, 4, 8, sublayers)(tokens, torch.tensor([2, 0, 3])), tokens)
 
 
 @pytest.mark.parametrize("counts", [[2, 0, 3], [0, 0, 5], [5, 0, 0], [1, 3, 1]])
 @pytest.mark.parametrize("sublayers", [1, 3])
-def test_against_a_naive_loop_over_tokens(counts, sublayers, both_experts):
+def test_against_a_naive_loop_over_tokens(counts, sublayers, every_way):
     experts = Experts(3, 4, 6, sublayers).double()
     randomise(experts)
     tokens = torch.randn(5, 4, dtype=torch.float64)
@@ -35,7 +35,7 @@ def test_against_a_naive_loop_over_tokens(counts, sublayers, both_experts):
     torch.testing.assert_close(experts(tokens, torch.tensor(counts)), expected)
 
 
-def test_the_activation_is_used(both_experts):
+def test_the_activation_is_used(every_way):
     experts = Experts(1, 4, 6, activation=F.gelu)
     randomise(experts)
     block, x = experts.sublayers[0], torch.randn(2, 4)
@@ -44,7 +44,7 @@ def test_the_activation_is_used(both_experts):
     torch.testing.assert_close(experts(x, torch.tensor([2])), expected)
 
 
-def test_experts_without_tokens_get_a_zero_gradient(both_experts):
+def test_experts_without_tokens_get_a_zero_gradient(every_way):
     experts = Experts(3, 4, 6, sublayers=2)
     randomise(experts)
     experts(torch.randn(5, 4), torch.tensor([2, 0, 3])).square().sum().backward()
@@ -52,7 +52,7 @@ def test_experts_without_tokens_get_a_zero_gradient(both_experts):
         assert [bool(own.any()) for own in parameter.grad] == [True, False, True], name
 
 
-def test_all_parameters_get_a_gradient_from_an_empty_batch(both_experts):
+def test_all_parameters_get_a_gradient_from_an_empty_batch(every_way):
     experts = Experts(3, 4, 6, sublayers=2)
     randomise(experts)
     outputs = experts(torch.empty(0, 4, requires_grad=True), torch.tensor([0, 0, 0]))

@@ -6,9 +6,9 @@ from torch.nn import functional as F
 
 from moec_fairseq.moe.expert_parallel import Shard
 from moec_fairseq.moe.experts import ExpertSublayer
-from moec_fairseq.moe.feed_forward import GroupedFeedForward
+from moec_fairseq.moe.feed_forward import loop
 
-from .stubs import by_plain_autograd, randomise
+from .stubs import by_plain_autograd, randomise, segments_of
 
 ACTIVATIONS = [F.relu, F.gelu, torch.tanh, lambda x: x, lambda x: F.relu(x).square()]
 
@@ -16,7 +16,7 @@ ACTIVATIONS = [F.relu, F.gelu, torch.tanh, lambda x: x, lambda x: F.relu(x).squa
 def gradients(function, block, tokens, counts):
     block.zero_grad()
     tokens = tokens.clone().requires_grad_()
-    outputs = function(tokens, counts)
+    outputs = function(tokens, segments_of(counts))
     (outputs * torch.linspace(-1, 1, outputs.numel()).view_as(outputs)).sum().backward()
     return outputs.detach(), tokens.grad, *[p.grad.clone() for p in block.parameters()]
 
@@ -42,7 +42,7 @@ def test_gradcheck(activation):
     tokens = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
 
     def function(tokens, *parameters):
-        return GroupedFeedForward.apply(activation, [2, 0, 4], True, tokens, *parameters)
+        return loop(activation, tokens, segments_of([2, 0, 4]), parameters)
 
     assert torch.autograd.gradcheck(function, (tokens, *block.parameters()))
 
@@ -50,18 +50,18 @@ def test_gradcheck(activation):
 def test_nothing_is_kept_without_gradients():
     block = ExpertSublayer(Shard(2), 4, 5, F.relu)
     with torch.no_grad():
-        outputs = block(torch.randn(3, 4), [1, 2])
+        outputs = block(torch.randn(3, 4), segments_of([1, 2]))
     assert outputs.grad_fn is None
-    assert block(torch.randn(3, 4), [1, 2]).requires_grad
+    assert block(torch.randn(3, 4), segments_of([1, 2])).requires_grad
 
 
 def test_autocast_computes_in_its_dtype_and_keeps_that_of_the_stream():
     block = ExpertSublayer(Shard(2), 16, 32, F.relu)
     randomise(block)
     tokens = torch.randn(7, 16, requires_grad=True)
-    exact = block(tokens, [3, 4])
+    exact = block(tokens, segments_of([3, 4]))
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = block(tokens, [3, 4])
+        rounded = block(tokens, segments_of([3, 4]))
     assert rounded.dtype == torch.float32
     difference = (rounded - exact).abs().max() / exact.abs().max()
     assert 1e-5 < difference < 3e-2
@@ -73,7 +73,7 @@ def test_forward_and_backward_of_a_model_in_bfloat16():
     block = ExpertSublayer(Shard(2), 16, 32, F.relu).bfloat16()
     randomise(block)
     tokens = torch.randn(7, 16, dtype=torch.bfloat16, requires_grad=True)
-    outputs = block(tokens, [3, 4])
+    outputs = block(tokens, segments_of([3, 4]))
     outputs.sum().backward()
     assert outputs.dtype == tokens.grad.dtype == block.w2_NDF.grad.dtype == torch.bfloat16
     assert block.w2_NDF.grad.any()

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,12 +7,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moec_fairseq.moe.clusters import ExpertClusters
-from moec_fairseq.moe.losses import VARIANCES, ClusterMoments, GateLoss, balance_loss, cluster_moments, gate_statistics
+from moec_fairseq.moe.losses import (
+    VARIANCES,
+    ClusterMoments,
+    GateLoss,
+    GateStatistics,
+    balance_loss,
+    gate_statistics,
+    over_ranks,
+    share_of_rank,
+)
 from moec_fairseq.moe.losses import gap_between_best_clusters as gap
 from moec_fairseq.moe.router import Routing
 from moec_fairseq.moe.routing_records import RoutingRecord
 
-from .stubs import quick, record_of
+from .kernels import no_synchronisation
+from .stubs import quick, random_records, record_of
 
 TWO_PAIRS = ExpertClusters(4, 2)
 
@@ -24,6 +35,7 @@ MIXED = record_of([[0.4, 0.1, 0.3, 0.2], [0.5, 0.1, 0.2, 0.2]], [0, 0], TWO_PAIR
 # One token, 2 clusters of 3, cluster dropout: experts 0, 2 | 4, 5 active, P = (0.4, 0.2 | 0.3, 0.1)
 #   cluster means 0.3 and 0.2; variances 2·0.1² = 0.02 in both
 ACTIVE = record_of([[0.4, 0.2, 0.3, 0.1]], [0], ExpertClusters(6, 2), active=[0, 2, 4, 5])
+ACTIVE_EQUALLY = replace(ACTIVE, equal_clusters=True)
 # One token, global dropout: experts 1 | 3, 4, 5 active, P = (0.4 | 0.3, 0.2, 0.1)
 #   cluster means 0.4 and 0.2; no variance in the first, (0.1² + 0² + 0.1²)/2 = 0.01 in the second
 UNEQUAL = record_of([[0.4, 0.3, 0.2, 0.1]], [1], ExpertClusters(6, 2), active=[1, 3, 4, 5])
@@ -38,14 +50,17 @@ UNEQUAL = record_of([[0.4, 0.3, 0.2, 0.1]], [1], ExpertClusters(6, 2), active=[1
         ("global", MIXED, 0.26 / 3),
         # mean 0.25: (0.15² + 0.05² + 0.05² + 0.15²)/3 = 0.05/3
         ("global", ACTIVE, 0.05 / 3),
+        ("global", ACTIVE_EQUALLY, 0.05 / 3),
         ("global", UNEQUAL, 0.05 / 3),
         ("intra", PLAIN, 0.05),  # (0.08 + 0.02)/2
         ("intra", MIXED, 0.125),  # (0.245 + 0.005)/2
         ("intra", ACTIVE, 0.02),
+        ("intra", ACTIVE_EQUALLY, 0.02),
         ("intra", UNEQUAL, 0.01),  # the only cluster with two experts active
         ("intra_inter", PLAIN, 0.05 * math.exp(-0.2)),  # ρ = 0.7/2, 0.3/2
         ("intra_inter", MIXED, 0.125 * math.exp(-0.05)),  # ρ = 0.55/2, 0.45/2
         ("intra_inter", ACTIVE, 0.02 * math.exp(-0.1)),  # ρ = 0.3, 0.2
+        ("intra_inter", ACTIVE_EQUALLY, 0.02 * math.exp(-0.1)),
         ("intra_inter", UNEQUAL, 0.01 * math.exp(-0.2)),  # ρ = 0.4, 0.2
         ("intra_inter_sorted", PLAIN, 0.05 * math.exp(-0.2)),  # sorted already
         ("intra_inter_sorted", MIXED, 0.05 * math.exp(-0.2)),  # 0.9, 0.5 | 0.4, 0.2 after sorting
@@ -55,12 +70,13 @@ UNEQUAL = record_of([[0.4, 0.3, 0.2, 0.1]], [1], ExpertClusters(6, 2), active=[1
         ("intra_cv", PLAIN, 2 * (0.08 / 0.49 + 0.02 / 0.09) / 2),
         ("intra_cv", MIXED, 2 * (0.245 / 0.3025 + 0.005 / 0.2025) / 2),
         ("intra_cv", ACTIVE, (0.02 / 0.09 + 0.02 / 0.04) / 2),
+        ("intra_cv", ACTIVE_EQUALLY, (0.02 / 0.09 + 0.02 / 0.04) / 2),
         ("intra_cv", UNEQUAL, 0.01 / 0.04),
     ],
 )
 def test_variance_by_hand(form, record, expected):
-    value = VARIANCES[form](gate_statistics(record))
-    assert value.shape == ()
+    value = VARIANCES[form](gate_statistics([record]))
+    assert value.shape == (1,)
     assert value.item() == pytest.approx(expected, abs=1e-12)
 
 
@@ -76,7 +92,7 @@ def test_variance_by_hand(form, record, expected):
     ],
 )
 def test_balance_by_hand(record, expected):
-    assert balance_loss(gate_statistics(record)).item() == pytest.approx(expected, abs=1e-12)
+    assert balance_loss(gate_statistics([record])).item() == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("num_experts", [1, 4, 8])
@@ -87,22 +103,22 @@ def test_uniform_routing_has_balance_T_and_no_variance(num_experts):
         [t % num_experts for t in range(tokens)],
         ExpertClusters(num_experts, max(1, num_experts // 4)),
     )
-    statistics = gate_statistics(record)
+    statistics = gate_statistics([record])
     assert balance_loss(statistics).item() == pytest.approx(tokens, rel=1e-4)
     for form, variance in VARIANCES.items():
         assert variance(statistics).item() == pytest.approx(0, abs=1e-12), form
 
 
 def test_gate_statistics_by_hand():
-    statistics = gate_statistics(UNEQUAL)
-    assert statistics.num_tokens == 1 and statistics.num_experts == 4
-    assert statistics.importance_S.tolist() == pytest.approx([0.4, 0.3, 0.2, 0.1])
-    assert statistics.load_S.tolist() == pytest.approx([1 + 1e-6, 1e-6, 1e-6, 1e-6])
-    in_clusters = cluster_moments(statistics)
-    assert in_clusters.size_C.tolist() == [1, 3]
-    assert in_clusters.mean_C.tolist() == pytest.approx([0.4, 0.2])
-    assert in_clusters.variance_C.tolist() == pytest.approx([0, 0.01])
-    assert gap(in_clusters, 1).item() == pytest.approx(0.2)
+    statistics = gate_statistics([UNEQUAL])
+    assert statistics.num_tokens_L.tolist() == [1] and statistics.num_experts == 4
+    assert statistics.importance_LS[0].tolist() == pytest.approx([0.4, 0.3, 0.2, 0.1])
+    assert statistics.load_LS[0].tolist() == pytest.approx([1 + 1e-6, 1e-6, 1e-6, 1e-6])
+    in_clusters = statistics.in_clusters
+    assert in_clusters.size_LC[0].tolist() == [1, 3]
+    assert in_clusters.mean_LC[0].tolist() == pytest.approx([0.4, 0.2])
+    assert in_clusters.variance_LC[0].tolist() == pytest.approx([0, 0.01])
+    assert gap(in_clusters).item() == pytest.approx(0.2)
 
 
 def test_the_softmax_temperature_is_fixed():
@@ -111,25 +127,28 @@ def test_the_softmax_temperature_is_fixed():
         ExpertClusters(2, 1), torch.arange(2), torch.tensor([[0.07, 0.0]]), torch.tensor([0]), torch.ones(1)
     )
     record = RoutingRecord(0, routing, torch.tensor([1, 0]), torch.tensor(0))
-    assert gate_statistics(record).probabilities_TS[0].tolist() == pytest.approx([0.73105858, 0.26894142])
+    assert gate_statistics([record]).probabilities_LTS[0][0, 0].tolist() == pytest.approx([0.73105858, 0.26894142])
 
 
-def of_means(*means: float, sizes: tuple[float, ...] | None = None) -> ClusterMoments:
-    mean_C = torch.tensor(means)
-    return ClusterMoments(torch.tensor(sizes or (2.0,) * len(means)), mean_C, torch.zeros_like(mean_C))
+def of_means(*means: float, sizes: tuple[float, ...] | int = 2) -> ClusterMoments:
+    mean_LC = torch.tensor([means])
+    return ClusterMoments(
+        sizes if isinstance(sizes, int) else torch.tensor([sizes]), mean_LC, torch.zeros_like(mean_LC)
+    )
 
 
 def test_clusters_without_experts_in_play_have_no_part_in_the_gap():
-    assert gap(of_means(0.7, 0.0, 0.0, sizes=(2.0, 0.0, 0.0)), 1) == 0
-    assert gap(of_means(0.7, 0.0, 0.2, sizes=(2.0, 0.0, 1.0)), 1).item() == pytest.approx(0.5)
+    assert gap(of_means(0.7, 0.0, 0.0, sizes=(2.0, 0.0, 0.0))) == 0
+    assert gap(of_means(0.7, 0.0, 0.2, sizes=(2.0, 0.0, 1.0))).item() == pytest.approx(0.5)
 
 
 def test_one_cluster_has_no_gap():
-    assert gap(of_means(0.7), 1) == 0
+    assert gap(of_means(0.7)) == 0
 
 
 def test_gap_takes_the_two_largest():
-    assert gap(of_means(1.0, 5.0, 2.0, 4.0), 10).item() == pytest.approx(0.1)
+    assert gap(of_means(1.0, 5.0, 2.0, 4.0)).item() == pytest.approx(1.0)
+    assert gap(of_means(1.0, 5.0, 2.0, 4.0, sizes=(2.0, 2.0, 3.0, 1.0))).item() == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(
@@ -142,13 +161,13 @@ def test_gap_takes_the_two_largest():
     ],
 )
 def test_gate_loss_by_hand(form, beta, variance):
-    balance, weighted = GateLoss(form, beta)(gate_statistics(PLAIN))
+    balance, weighted = GateLoss(form, beta)(gate_statistics([PLAIN]))
     assert balance.item() == pytest.approx(4 * (0.9 + 2e-6))
     assert weighted.item() == pytest.approx(variance)
 
 
 def test_gate_loss_counts_the_experts_in_play():
-    assert GateLoss("intra", 1.0)(gate_statistics(UNEQUAL))[1].item() == pytest.approx(4 * 0.01)
+    assert GateLoss("intra", 1.0)(gate_statistics([UNEQUAL]))[1].item() == pytest.approx(4 * 0.01)
 
 
 def random_record(seed: int, tokens: int, repeat: int = 1, clusters: ExpertClusters = TWO_PAIRS) -> RoutingRecord:
@@ -161,7 +180,7 @@ def random_record(seed: int, tokens: int, repeat: int = 1, clusters: ExpertClust
 @quick
 @given(st.integers(0, 1000), st.integers(1, 6), st.integers(2, 5))
 def test_growth_with_the_batch(seed, tokens, repeat):
-    once, repeated = gate_statistics(random_record(seed, tokens)), gate_statistics(random_record(seed, tokens, repeat))
+    once, repeated = (gate_statistics([random_record(seed, tokens, times)]) for times in (1, repeat))
 
     def growth(loss):
         return (loss(repeated) / loss(once)).item()
@@ -176,12 +195,12 @@ def test_growth_with_the_batch(seed, tokens, repeat):
 @given(st.integers(0, 1000), st.integers(1, 6))
 def test_sorted_form_equals_clusters_that_follow_the_order(seed, tokens):
     record = random_record(seed, tokens, clusters=ExpertClusters(6, 3))
-    order = gate_statistics(record).importance_S.argsort(descending=True)
-    rows = gate_statistics(record).probabilities_TS[:, order].tolist()
-    in_order = gate_statistics(record_of(rows, [0] * tokens, ExpertClusters(6, 3)))
+    order = gate_statistics([record]).importance_LS[0].argsort(descending=True)
+    rows = gate_statistics([record]).probabilities_LTS[0][0, :, order].tolist()
+    in_order = gate_statistics([record_of(rows, [0] * tokens, ExpertClusters(6, 3))])
     expected = VARIANCES["intra_inter"](in_order).item()
     assert VARIANCES["intra_inter_sorted"](in_order).item() == pytest.approx(expected)
-    assert VARIANCES["intra_inter_sorted"](gate_statistics(record)).item() == pytest.approx(expected)
+    assert VARIANCES["intra_inter_sorted"](gate_statistics([record])).item() == pytest.approx(expected)
 
 
 def with_scores(scores_TS: torch.Tensor, clusters: ExpertClusters = TWO_PAIRS) -> RoutingRecord:
@@ -195,17 +214,17 @@ def test_gradcheck(form):
     scores_TS = 0.1 * torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     gate_loss = GateLoss(form, 0.5)
     assert torch.autograd.gradcheck(
-        lambda scores: sum(gate_loss(gate_statistics(with_scores(scores)))), scores_TS.requires_grad_()
+        lambda scores: sum(gate_loss(gate_statistics([with_scores(scores)]))), scores_TS.requires_grad_()
     )
 
 
 def test_no_gradient_through_the_load():
     scores_TS = torch.randn(5, 4, requires_grad=True)
-    statistics = gate_statistics(with_scores(scores_TS))
-    assert not statistics.load_S.requires_grad
+    statistics = gate_statistics([with_scores(scores_TS)])
+    assert not statistics.load_LS.requires_grad
     # d L_bal / d P_i = N · f_i
-    (gradient_S,) = torch.autograd.grad(balance_loss(statistics), statistics.importance_S, retain_graph=True)
-    torch.testing.assert_close(gradient_S, 4 * statistics.load_S)
+    (gradient_LS,) = torch.autograd.grad(balance_loss(statistics), statistics.importance_LS, retain_graph=True)
+    torch.testing.assert_close(gradient_LS, 4 * statistics.load_LS)
     balance_loss(statistics).backward()
     assert scores_TS.grad.any()
 
@@ -213,7 +232,7 @@ def test_no_gradient_through_the_load():
 @pytest.mark.parametrize("form", VARIANCES)
 def test_no_tokens(form):
     scores_TS = torch.empty(0, 4, requires_grad=True)
-    total = sum(GateLoss(form)(gate_statistics(with_scores(scores_TS))))
+    total = sum(GateLoss(form)(gate_statistics([with_scores(scores_TS)])))
     assert total.item() == 0
     total.backward()
 
@@ -224,7 +243,7 @@ def test_a_cluster_that_nobody_wants_gives_finite_gradients(form, low):
     """Dot products are unbounded, so the softmax of a cluster can vanish."""
     for spread in (0.0, 0.01):
         scores_TS = torch.tensor([[0.0, 0.1, low, low + spread]] * 64, requires_grad=True)
-        total = sum(GateLoss(form)(gate_statistics(with_scores(scores_TS))))
+        total = sum(GateLoss(form)(gate_statistics([with_scores(scores_TS)])))
         total.backward()
         assert total.isfinite() and scores_TS.grad.isfinite().all()
 
@@ -234,7 +253,7 @@ def test_a_cluster_that_nobody_wants_gives_finite_gradients(form, low):
 def test_losses_are_at_least_float32(form, dtype):
     # 4096 tokens that all want expert 0: P ≈ (4096, 0, 0, 0), whose variance is far above float16's 65504
     scores_TS = torch.tensor([[1.0, -1.0, -1.0, -1.0]], dtype=dtype).repeat(4096, 1)
-    balance, variance = GateLoss(form)(gate_statistics(with_scores(scores_TS)))
+    balance, variance = GateLoss(form)(gate_statistics([with_scores(scores_TS)]))
     assert balance.dtype == variance.dtype == torch.float32
     assert balance.isfinite() and variance.isfinite()
 
@@ -266,3 +285,94 @@ def test_intra_forms_need_two_experts_in_a_cluster(form):
 @pytest.mark.parametrize("form", ["none", "global"])
 def test_other_forms_allow_one_expert_in_a_cluster(form):
     GateLoss(form).check_cluster(1)
+
+
+LAYERS = [
+    pytest.param({"rate": 0.0}, id="no dropout"),
+    pytest.param({"rate": 0.5}, id="cluster dropout"),
+    pytest.param({"rate": 0.4, "scope": "global"}, id="global dropout"),
+]
+
+
+def losses_and_gradients(records: list[RoutingRecord], together: bool, form: str) -> tuple[torch.Tensor, ...]:
+    groups = [records] if together else [[record] for record in records]
+    losses = [torch.stack(GateLoss(form, 0.5)(gate_statistics(group))) for group in groups]
+    values_2L = torch.cat(losses, dim=-1)
+    return values_2L, *torch.autograd.grad(values_2L.sum(), [record.routing.scores_TS for record in records])
+
+
+@pytest.mark.parametrize("form", VARIANCES)
+@pytest.mark.parametrize("dropout", LAYERS)
+def test_layers_together_are_the_layers_one_by_one(dropout, form):
+    # an encoder of three layers, a layer without tokens, a decoder of two
+    records = random_records(ExpertClusters(12, 3), [50, 50, 50, 0, 31, 31], **dropout)
+    together, alone = (losses_and_gradients(records, choice, form) for choice in (True, False))
+    for ours, reference in zip(together, alone, strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("form", VARIANCES)
+@pytest.mark.parametrize("clusters", [ExpertClusters(8, 2), ExpertClusters(64, 8), ExpertClusters(6, 6)], ids=str)
+def test_clusters_of_equal_size_are_a_case_of_any(clusters, form):
+    """To the last bit: both add up in the same order."""
+    records = random_records(clusters, [30, 30, 11], rate=0.5)
+    equal, any_size = (
+        losses_and_gradients([replace(record, equal_clusters=equal) for record in records], True, form)
+        for equal in (True, False)
+    )
+    assert all(record.equal_clusters for record in records)
+    assert all(torch.equal(ours, reference) for ours, reference in zip(equal, any_size, strict=True))
+
+
+def test_layers_of_two_kinds_are_not_computed_together():
+    with pytest.raises(ValueError, match=r"same clusters and number of active experts, but got .* for each kind"):
+        gate_statistics([PLAIN, ACTIVE])
+    with pytest.raises(ValueError, match="same clusters and number of active experts"):
+        gate_statistics([ACTIVE, record_of([[0.4, 0.6]], [0], ExpertClusters(6, 2), active=[0, 4])])
+
+
+def test_a_form_that_mixes_layers_is_rejected(monkeypatch):
+    monkeypatch.setitem(VARIANCES, "mixed", lambda statistics: statistics.in_clusters.variance_LC.amax())
+    with pytest.raises(ValueError, match=r"mixed returned a tensor of shape \(\) for 2 layers; .* \(dim=-1\)"):
+        GateLoss("mixed")(gate_statistics([PLAIN, MIXED]))
+
+
+def of_ranks(ranks: list[list[RoutingRecord] | None], layers: list[RoutingRecord]) -> list[GateStatistics]:
+    """Return the statistics that each rank has of all; None: a dummy batch, of ``layers``."""
+    messages: list[torch.Tensor] = []
+    results = []
+    for total in (lambda own: messages.append(own) or own, lambda own: sum(messages)):
+        results = [over_ranks(gate_statistics(r or layers), total, is_dummy=r is None) for r in ranks]
+    return results
+
+
+@pytest.mark.parametrize("form", VARIANCES)
+def test_ranks_together_have_the_losses_of_the_whole_batch(form):
+    whole = random_records(TWO_PAIRS, [40, 25], dtype=torch.float64)
+    scores = [record.routing.scores_TS.detach() for record in whole]
+    parts = [
+        [with_scores(scores_TS[tokens].clone().requires_grad_()) for scores_TS in scores]
+        for tokens in (slice(0, 7), slice(7, None))
+    ]
+    values, *gradients = losses_and_gradients(whole, True, form)
+    shares = []
+    for statistics in of_ranks([parts[0], None, parts[1]], whole)[::2]:
+        assert statistics.world_size == 2  # the dummy batch is nobody's
+        own = share_of_rank(torch.stack(GateLoss(form, 0.5)(statistics)), statistics.world_size)
+        own.sum().backward()
+        shares.append(own.detach())
+    torch.testing.assert_close(sum(shares), values.detach())
+    for layer, gradient in enumerate(gradients):
+        ours = torch.cat([records[layer].routing.scores_TS.grad for records in parts])
+        torch.testing.assert_close(ours, gradient)
+
+
+@pytest.mark.parametrize("form", VARIANCES)
+@pytest.mark.parametrize("dropout", LAYERS)
+def test_nothing_is_read_on_the_host(dropout, form):
+    records = random_records(ExpertClusters(12, 3), [50, 50, 0, 31], device="meta", **dropout)
+    with no_synchronisation() as device:
+        statistics = over_ranks(gate_statistics(records), torch.Tensor.clone)
+        loss = share_of_rank(torch.stack(GateLoss(form)(statistics)).sum(), statistics.world_size)
+        loss.backward()
+    assert loss.device == device and all(record.routing.scores_TS.grad is not None for record in records)

@@ -8,23 +8,19 @@ from hypothesis import strategies as st
 from moec_fairseq.moe.clusters import ExpertClusters
 from moec_fairseq.moe.losses import GateLoss, gate_statistics
 from moec_fairseq.moe.router import Routing
-from moec_fairseq.moe.routing_metrics import averages, gate_entropy, layer_sums, model_sums
+from moec_fairseq.moe.routing_metrics import averages, by_name, model_sums, no_sums
 from moec_fairseq.moe.routing_records import RoutingRecord
 
-from .stubs import quick, record_of
+from .kernels import Kernels, no_synchronisation
+from .stubs import quick, random_records, record_of
 
 TWO_PAIRS = ExpertClusters(4, 2)
 
 
 def sums_of(*records: RoutingRecord, num_layers: int = 1) -> dict[str, torch.Tensor]:
     """Return what one pass adds to the log."""
-    layers = []
-    num_experts = records[0].routing.clusters.num_experts
-    for record in records:
-        statistics = gate_statistics(record)
-        balance, variance = GateLoss("intra")(statistics)
-        layers.append((record.layer_index, layer_sums(record, statistics, balance, variance)))
-    return model_sums(layers, num_layers, num_experts, torch.device("cpu"))
+    statistics = gate_statistics(records)
+    return by_name(model_sums(records, statistics, GateLoss("intra")(statistics), num_layers))
 
 
 def added(*passes: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -40,7 +36,7 @@ def added(*passes: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     ],
 )
 def test_entropy_in_bits(probabilities, bits):
-    assert gate_entropy(torch.tensor([probabilities])).tolist() == pytest.approx([bits])
+    assert averages(sums_of(record_of([probabilities], [0], TWO_PAIRS)))["entropy"] == pytest.approx(bits)
 
 
 # Layer 0: two tokens, P = (0.9, 0.5 | 0.4, 0.2), both on expert 0, one of them above capacity.
@@ -135,3 +131,71 @@ def test_sums_carry_no_graph():
     routing = Routing(TWO_PAIRS, torch.arange(4), scores, torch.tensor([0, 1, 2]), torch.ones(3))
     record = RoutingRecord(0, routing, torch.tensor([1, 1, 1, 0]), torch.tensor(0))
     assert not any(value.requires_grad for value in sums_of(record).values())
+
+
+def test_all_sums_are_one_tensor():
+    statistics = gate_statistics([SECOND])
+    sums_LM = model_sums([SECOND], statistics, GateLoss()(statistics), 3)
+    empty_LM = no_sums(3, 4, torch.device("cpu"))
+    assert sums_LM.shape == empty_LM.shape == (3, 6 + 2 * 4) and sums_LM.dtype == empty_LM.dtype == torch.float32
+    assert by_name(empty_LM).keys() == by_name(sums_LM).keys() and averages(by_name(empty_LM)) == {}
+
+
+def test_a_layer_that_is_passed_twice_counts_twice():
+    once, twice = sums_of(SECOND, num_layers=2), sums_of(SECOND, SECOND, num_layers=2)
+    assert all(torch.equal(twice[key], 2 * value) for key, value in once.items())
+
+
+def test_metrics_that_are_computed_first_leave_the_losses_their_gradient():
+    (record,) = random_records(TWO_PAIRS, [10])
+    statistics = gate_statistics([record])
+    model_sums([record], statistics, (torch.zeros(1), torch.zeros(1)), 1)
+    _, variance_L = GateLoss()(statistics)
+    variance_L.sum().backward()
+    assert record.routing.scores_TS.grad.any()
+
+
+DROPOUT = [{"rate": 0.0}, {"rate": 0.5}, {"rate": 0.4, "scope": "global"}]
+
+
+@pytest.mark.parametrize("dropout", DROPOUT, ids=str)
+def test_nothing_is_read_on_the_host(dropout):
+    records = random_records(ExpertClusters(12, 3), [50, 50, 31], device="meta", **dropout)
+    with no_synchronisation() as device:
+        statistics = gate_statistics(records)
+        sums_LM = model_sums(records, statistics, GateLoss()(statistics), 5)
+    assert sums_LM.device == device and sums_LM.shape == (5, 6 + 2 * 12)
+
+
+def kernels_of(tokens: list[int], experts: int, **dropout: object) -> tuple[int, int]:
+    """Return how many kernels losses and metrics launch for layers with these tokens, forward and backward."""
+    records = random_records(ExpertClusters(experts, 2), tokens, **dropout)
+    with Kernels() as forward:
+        statistics = gate_statistics(records)
+        losses = GateLoss()(statistics)
+        total = torch.stack(losses, dim=-1).sum()
+        model_sums(records, statistics, losses, len(records))
+    with Kernels() as backward:
+        total.backward()
+    return forward.counts.total(), backward.counts.total()
+
+
+@pytest.mark.parametrize("experts", [8, 64])
+@pytest.mark.parametrize(
+    "tokens, forward, backward",
+    [
+        ([50], 38, 28),
+        ([50, 31], 48, 30),  # encoder and decoder
+        ([50, 50, 50, 31, 31, 31], 50, 30),
+        ([50] * 12 + [31] * 12, 50, 30),
+    ],
+    ids=["1 layer", "2", "6", "24"],
+)
+def test_kernels_depend_on_neither_layers_nor_experts(tokens, forward, backward, experts):
+    launched_forward, launched_backward = kernels_of(tokens, experts, rate=0.5)
+    assert launched_forward <= forward and launched_backward <= backward
+
+
+def test_kernels_of_other_dropout():
+    assert sum(kernels_of([50], 8)) <= 36 + 28
+    assert sum(kernels_of([50] * 6, 8, rate=0.4, scope="global")) <= 70 + 33

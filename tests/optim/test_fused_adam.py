@@ -1,7 +1,9 @@
 import pytest
 import torch
 from fairseq.optim.adam import Adam
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from moec_fairseq.compat.versions import FUSED_ADAMW_DEVICES
 from moec_fairseq.optim import fused_adam
 from moec_fairseq.optim.fused_adam import SinglePassAdam
 
@@ -48,6 +50,35 @@ def test_a_state_of_fairseqs_adam_goes_on():
     train(stock, theirs, 3, seed=5)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=2e-6, atol=2e-6)
+
+
+def test_one_call_for_all_parameters_and_nothing_is_copied(monkeypatch):
+    """The kernel gets the same step for each parameter, made where the parameters are."""
+    if "cpu" not in FUSED_ADAMW_DEVICES:
+        pytest.skip("this torch has no fused kernel for the CPU")
+    steps, operations, torchs = [], [], fused_adam.FUSED_ADAMW
+
+    def kernel(*arguments, **options):
+        steps.append(arguments[5])
+        return torchs(*arguments, **options)
+
+    class Operations(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function._schema.name.startswith("aten::"):
+                operations.append(function._schema.name.removeprefix("aten::"))
+            return function(*args, **(kwargs or {}))
+
+    monkeypatch.setattr(fused_adam, "FUSED_ADAMW", kernel)
+    monkeypatch.setattr(torch, "tensor", lambda *_, **__: pytest.fail("a tensor is made on the host"))
+    values = [torch.nn.Parameter(torch.zeros(3, dtype=dtype)) for dtype in 50 * [torch.float32] + [torch.float64]]
+    optimizer = SinglePassAdam(values, **OPTIONS)
+    train(optimizer, values, 1)
+    with Operations():
+        optimizer.step()
+    for first, *others in steps:
+        assert first.item() in (1, 2) and first.shape == () and all(other is first for other in others)
+    assert [len(step) for step in steps] == [50, 1, 50, 1]
+    assert sorted(operations) == ["_fused_adamw_", "_fused_adamw_", "full", "full"]
 
 
 @pytest.mark.parametrize("dtype, fused", [(torch.bfloat16, True), (torch.float32, False)])

@@ -1,4 +1,4 @@
-"""pytorch_ddp, which fairseq cannot start on a CPU: torch's own DistributedDataParallel around the model."""
+"""pytorch_ddp: torch's own DistributedDataParallel around the model."""
 
 import torch
 
@@ -8,18 +8,15 @@ from .training import EXACT, SENTENCES, batch, build, corpus, even, everyones_ex
 
 def gradients(rank, world_size, folder, borders):
     """Return the gradients of one batch, as sums over the sentences of all ranks."""
-    from fairseq.distributed import ModuleProxyWrapper
     from torch.nn.parallel import DistributedDataParallel
 
-    task, trainer = build(folder, world_size, rank, *EXACT)
+    task, trainer = build(folder, world_size, rank, *EXACT, "--ddp-backend", "pytorch_ddp")
     model, criterion = trainer.get_model().train(), trainer.get_criterion()
     sentences = corpus(task, 1, SENTENCES)
     if world_size > 1:
         sentences = sentences[borders[rank] : borders[rank + 1]]
-        wrapped = ModuleProxyWrapper(DistributedDataParallel(model))
-    else:
-        wrapped = model
-    loss, _, _ = criterion(wrapped, batch(task, sentences))
+        assert isinstance(trainer.model.module, DistributedDataParallel)
+    loss, _, _ = criterion(trainer.model, batch(task, sentences))
     loss.backward()
     return everyones_experts(trainer, {n: p.grad * world_size for n, p in model.named_parameters() if p.requires_grad})
 

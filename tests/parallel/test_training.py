@@ -8,6 +8,8 @@ import torch
 from .ranks import on_ranks
 from .training import EXACT, SENTENCES, batch, build, corpus, even, train
 
+REPLICATED = ("--moe-expert-count", "2", "--moec-cluster-count", "1")
+PYTORCH = ("--ddp-backend", "pytorch_ddp")
 CAPACITY = (*EXACT, "--moec-dispatch", "capacity", "--moe-capacity-factor", "8")
 
 
@@ -19,7 +21,7 @@ CAPACITY = (*EXACT, "--moec-dispatch", "capacity", "--moe-capacity-factor", "8")
         (2, CAPACITY, 4, even(2)),
         (4, (*CAPACITY, "--moec-layout", "replaced"), 1, even(4)),
         # more ranks than experts, cluster dropout, uneven batches, a rank with one sentence
-        (4, ("--moe-expert-count", "2", "--moec-cluster-count", "1"), 1, [0, 1, 10, 15, SENTENCES]),
+        (4, REPLICATED, 1, [0, 1, 10, 15, SENTENCES]),
         (
             2,
             (*EXACT, "--moec-cluster-count", "1", "--moec-expert-dropout", "0.5", "--moec-layout", "replaced"),
@@ -31,6 +33,13 @@ CAPACITY = (*EXACT, "--moec-dispatch", "capacity", "--moe-capacity-factor", "8")
         # a rank without data gets fairseq's dummy batch
         (2, EXACT, 1, [0, SENTENCES, SENTENCES]),
         (4, (*EXACT, "--moec-token-shuffle", "--checkpoint-activations"), 1, [0, 10, 10, 15, SENTENCES]),
+        # the gradients of replicas are added up once for several micro-batches; one rank has dummy batches
+        (4, (*REPLICATED, "--moec-sublayers", "2"), 3, [0, 1, 15, SENTENCES, SENTENCES]),
+        # gradients of shared parameters in the course of the backward pass
+        (2, (*EXACT, *PYTORCH), 3, [0, 5, SENTENCES]),
+        (4, (*REPLICATED, *PYTORCH), 2, [0, 1, 15, SENTENCES, SENTENCES]),
+        (2, (*EXACT, *PYTORCH, "--checkpoint-activations", "--moec-layout", "replaced"), 1, even(2)),
+        (2, ("--moe-expert-count", "1", "--moec-cluster-count", "1", "--moec-variance", "none", *PYTORCH), 1, even(2)),
     ],
 )
 def test_parity(dictionaries, world_size, flags, update_freq, borders):
@@ -48,12 +57,20 @@ def test_parity(dictionaries, world_size, flags, update_freq, borders):
                 )  # fmt: skip
 
 
-@pytest.mark.parametrize("flag", ["--bf16", "--memory-efficient-bf16"])
-def test_bfloat16_rounds_and_does_nothing_else(dictionaries, flag):
-    options = Namespace(updates=2, update_freq=1, borders=even(2))
-    (single,) = on_ranks(1, train, dictionaries, EXACT, options)
+@pytest.mark.parametrize(
+    "world_size, flags",
+    [
+        (2, (*EXACT, "--bf16")),
+        (2, (*EXACT, "--memory-efficient-bf16")),
+        (2, (*EXACT, *PYTORCH, "--bf16")),
+        (4, (*REPLICATED, "--bf16")),
+    ],
+)
+def test_bfloat16_rounds_and_does_nothing_else(dictionaries, world_size, flags):
+    options = Namespace(updates=2, update_freq=1, borders=even(world_size))
+    (single,) = on_ranks(1, train, dictionaries, flags[:4], options)
     try:
-        ranks = on_ranks(2, train, dictionaries, (*EXACT, flag), options)
+        ranks = on_ranks(world_size, train, dictionaries, flags, options)
     except AssertionError as error:  # of torch 1.13
         assert "which the gloo of torch" in str(error)
         return

@@ -36,3 +36,9 @@ def test_bad_input_ends_in_one_sentence(tmp_path):
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].endswith("please make it.")
     assert "Traceback" not in done.stderr
+
+
+def test_the_gpu_suite_says_what_it_needs():
+    done = bench("gpu", "--device", "cpu")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: moec bench gpu needs a GPU that torch sees") and done.stderr.count("\n") == 1

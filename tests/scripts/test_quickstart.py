@@ -92,6 +92,10 @@ def updates_of_training(log: Path) -> list[int]:
 
 def test_interrupted_and_started_again_it_goes_on_and_finishes(text: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
+    training = work / "moec-seed1"
+    training.mkdir(parents=True)
+    # without the settings of its training, it is replaced
+    (training / "checkpoint_last.pt").write_bytes(b"of another version")
     first = subprocess.Popen(
         command(*own(text, work, 24)),
         stdout=subprocess.PIPE,
@@ -100,7 +104,7 @@ def test_interrupted_and_started_again_it_goes_on_and_finishes(text: Path, tmp_p
         env=environment(),
         start_new_session=True,
     )
-    interrupt_when(first, work / "moec-seed1" / "checkpoint_last.pt")
+    interrupt_when(first, training / "checkpoint_best.pt")
     out, err = first.communicate(timeout=60)
     assert first.returncode == 130, out + err
     assert "The same command continues where it was" in err
@@ -127,15 +131,6 @@ def test_interrupted_and_started_again_it_goes_on_and_finishes(text: Path, tmp_p
     assert third.returncode == 0
     assert third.stdout.count("done before") == 7
     assert before == state()
-
-
-def test_other_settings_replace_a_training(text: Path, tmp_path: Path) -> None:
-    training = tmp_path / "moec-seed1"
-    training.mkdir()
-    (training / "checkpoint_last.pt").write_bytes(b"of another version, without its settings")
-    result = quickstart(*own(text, tmp_path, 2))
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert updates_of_training(training / "rank-0.log") == [1, 2]
 
 
 @pytest.mark.parametrize(
