@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from moec_fairseq.moe.dispatch import Dispatched, Dispatcher, LocalDispatcher, position_in_expert
 from moec_fairseq.moe.expert_parallel import ExpertParallelGroups, max_over
+from moec_fairseq.moe.segments import Slots
 
 
 class UnequalAllToAll(torch.autograd.Function):
@@ -42,13 +43,13 @@ class Exchanged(Dispatched):
         here: the tokens of this rank, grouped by expert.
         send: rows sent to each rank of the group.
         receive: rows received from each rank of the group.
-        order_A: position of each token among the rows received.
+        received: the place of each token among the rows received.
     """
 
     here: Dispatched
     send: list[int]
     receive: list[int]
-    order_A: Tensor
+    received: Slots
 
 
 class ExactDispatcher:
@@ -74,22 +75,21 @@ class ExactDispatcher:
         # rows arrive ordered by rank, then expert; the experts need them ordered by expert
         expert_RE = torch.arange(send_RE.shape[1], device=send_RE.device).expand_as(receive_RE)
         expert_A = expert_RE.reshape(-1).repeat_interleave(receive_RE.reshape(-1), output_size=sum(receive))
-        order_A = torch.sort(expert_A, stable=True).indices
+        received = Slots(torch.sort(expert_A, stable=True).indices, len(rows))
         return Exchanged(
-            tokens_AD=rows.index_select(0, order_A),
+            tokens_AD=received.take(rows),
             accepted_A=here.accepted_A,
-            place_T=here.place_T,
             counts_N=receive_RE.sum(0),
             tokens_per_expert_N=here.tokens_per_expert_N,
             here=here,
             send=send,
             receive=receive,
-            order_A=order_A,
+            received=received,
         )
 
     def combine(self, values_AD: Tensor, dispatched: Exchanged, num_tokens: int) -> Tensor:
         """Send the values back and return them in the order of their tokens, (T, D)."""
-        rows = values_AD.index_select(0, torch.argsort(dispatched.order_A))
+        rows = dispatched.received.place(values_AD)
         back = UnequalAllToAll.apply(self.groups.parallel, rows, dispatched.receive, dispatched.send)
         return self.local.combine(back, dispatched.here, num_tokens)
 
@@ -100,13 +100,13 @@ class Slotted(Dispatched):
 
     Attributes:
         here: the tokens of this rank that have a slot, grouped by expert.
-        slot_A: the slot of each of them.
-        slots: slots that each rank of the expert-parallel group has at each expert.
+        slots: the slot of each of them.
+        size: slots that each rank of the expert-parallel group has at each expert.
     """
 
     here: Dispatched
-    slot_A: Tensor
-    slots: int
+    slots: Slots
+    size: int
 
 
 class CapacityDispatcher:
@@ -128,25 +128,24 @@ class CapacityDispatcher:
         shard, group = self.groups.shard, self.groups.parallel
         wanted = len(tokens_TD) * shard.num_ranks if capacity is None else capacity
         # the only wait for a GPU: ranks have batches of different sizes, but what they send is equally large
-        slots = -(-max_over(group, wanted, tokens_TD.device) // shard.num_ranks)
-        here = self.local.dispatch(tokens_TD, expert_T, slots)
+        size = -(-max_over(group, wanted, tokens_TD.device) // shard.num_ranks)
+        here = self.local.dispatch(tokens_TD, expert_T, size)
         ids_N = torch.arange(shard.num_experts, device=tokens_TD.device)
         expert_A = ids_N.repeat_interleave(here.counts_N, output_size=len(here.tokens_AD))
-        slot_A = expert_A * slots + position_in_expert(expert_A, here.counts_N)
-        dim = tokens_TD.shape[1]
-        filled = tokens_TD.new_zeros(shard.num_experts * slots, dim).index_copy(0, slot_A, here.tokens_AD)
-        received = _AllToAll.apply(group, filled).view(shard.num_ranks, len(shard.experts), slots, dim)
-        counts_N = here.counts_N.new_full((len(shard.experts),), shard.num_ranks * slots)
+        slot_A = expert_A * size + position_in_expert(expert_A, here.counts_N)
+        slots, dim = Slots(slot_A, shard.num_experts * size), tokens_TD.shape[1]
+        received = _AllToAll.apply(group, slots.place(here.tokens_AD))
+        received = received.view(shard.num_ranks, len(shard.experts), size, dim)
+        counts_N = here.counts_N.new_full((len(shard.experts),), shard.num_ranks * size)
         tokens_AD = received.transpose(0, 1).reshape(-1, dim)
-        tokens_per_expert_N = here.tokens_per_expert_N
-        return Slotted(tokens_AD, here.accepted_A, here.place_T, counts_N, tokens_per_expert_N, here, slot_A, slots)
+        return Slotted(tokens_AD, here.accepted_A, counts_N, here.tokens_per_expert_N, here, slots, size)
 
     def combine(self, values_AD: Tensor, dispatched: Slotted, num_tokens: int) -> Tensor:
         """Send the values back and return them in the order of their tokens, (T, D); 0 for tokens without a slot."""
         shard, dim = self.groups.shard, values_AD.shape[1]
-        by_rank = values_AD.view(len(shard.experts), shard.num_ranks, dispatched.slots, dim).transpose(0, 1)
+        by_rank = values_AD.view(len(shard.experts), shard.num_ranks, dispatched.size, dim).transpose(0, 1)
         back = _AllToAll.apply(self.groups.parallel, by_rank.reshape(-1, dim))
-        return self.local.combine(back.index_select(0, dispatched.slot_A), dispatched.here, num_tokens)
+        return self.local.combine(dispatched.slots.take(back), dispatched.here, num_tokens)
 
 
 # --moec-dispatch -> dispatcher for a job of several processes

@@ -5,11 +5,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-from moec_fairseq.moe.dispatch import Dispatcher, Gather, LocalDispatcher, inverse_of
+from moec_fairseq.moe.dispatch import Dispatcher, LocalDispatcher
 from moec_fairseq.moe.expert_dropout import ExpertDropout
 from moec_fairseq.moe.experts import Experts
 from moec_fairseq.moe.router import Router
 from moec_fairseq.moe.routing_records import RoutingCollector, RoutingRecord
+from moec_fairseq.moe.segments import Slots
 from moec_fairseq.moe.shuffle import TokenShuffle
 
 
@@ -114,9 +115,8 @@ class MoELayer(nn.Module):
             return self._shuffled_residual(hidden_PD).view_as(hidden_LBD)
         else:
             token_T = self._positions(padding_mask_BL.t().reshape(-1))
-        place_P = inverse_of(token_T, len(hidden_PD))
-        residual_TD = self._shuffled_residual(Gather.apply(hidden_PD, token_T, place_P))
-        return Gather.apply(residual_TD, place_P, token_T).view_as(hidden_LBD)
+        tokens = Slots(token_T, len(hidden_PD))
+        return tokens.place(self._shuffled_residual(tokens.take(hidden_PD))).view_as(hidden_LBD)
 
     def _positions(self, is_padding_P: Tensor) -> Tensor:
         """Return the positions of tokens that are not padding, (T,)."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from moec_fairseq.moe.exchange import UnequalAllToAll
 from moec_fairseq.moe.expert_parallel import ExpertParallelGroups
+from moec_fairseq.moe.segments import Slots
 
 
 @dataclass(frozen=True)
@@ -16,13 +17,13 @@ class Shuffled:
 
     Attributes:
         tokens_TD: the tokens that this rank has now.
-        order_T: order in which this rank's own tokens were sent.
+        sent: order in which this rank's own tokens were sent.
         send: tokens sent to each rank of the group.
         receive: tokens received from each rank of the group.
     """
 
     tokens_TD: Tensor
-    order_T: Tensor
+    sent: Slots
     send: list[int]
     receive: list[int]
 
@@ -52,13 +53,14 @@ class TokenShuffle:
         lengths, rank = lengths_R.tolist(), dist.get_rank(group)
         send = _shares(len(tokens_TD), lengths)
         receive = [_shares(length, lengths)[rank] for length in lengths]
-        rows = UnequalAllToAll.apply(group, tokens_TD.index_select(0, order_T), send, receive)
-        return Shuffled(rows, order_T, send, receive)
+        sent = Slots(order_T, len(tokens_TD))
+        rows = UnequalAllToAll.apply(group, sent.take(tokens_TD), send, receive)
+        return Shuffled(rows, sent, send, receive)
 
     def gather(self, values_TD: Tensor, shuffled: Shuffled) -> Tensor:
         """Send values back and return them in the order of their tokens."""
         rows = UnequalAllToAll.apply(self.groups.parallel, values_TD, shuffled.receive, shuffled.send)
-        return rows.index_select(0, torch.argsort(shuffled.order_T))
+        return shuffled.sent.place(rows)
 
 
 def _shares(tokens: int, lengths: list[int]) -> list[int]:

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from itertools import islice
 from multiprocessing import get_context
@@ -61,27 +61,23 @@ def _copy(lines: Iterable[str], log: TextIO) -> None:
     log.writelines(lines)
 
 
-def run_module(
-    what: str, module: str, arguments: Sequence[object], log: Path, read: Reader = _copy, append: bool = False
-) -> None:
-    """Run a module with the Python of this process.
+def run_fairseq(name: str, *arguments: object, log: Path, read: Reader = _copy) -> None:
+    """Run ``fairseq-NAME`` with the Python of this process.
 
     Args:
-        what: the name of the command, for messages.
-        module: such as ``fairseq_cli.generate``.
+        name: of the command.
         arguments: of the command.
         log: its output goes there.
         read: takes the lines as they come, and the open log, to which it copies them.
-        append: whether to add to the log that is there.
 
     Raises:
         ValueError: it failed; says why.
     """
+    module = f"fairseq_cli.{name}"
     command = [sys.executable, "-m", __spec__.name, str(os.getpid()), module, *map(str, arguments)]
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore", "PYTHONUTF8": "1"}
-    start = log.stat().st_size if append and log.exists() else 0
     with (
-        log.open("a" if append else "w", encoding="utf-8") as file,
+        log.open("w", encoding="utf-8") as file,
         subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -100,12 +96,7 @@ def run_module(
             os.killpg(process.pid, signal.SIGKILL)  # with the workers of its own
             raise
     if process.returncode != 0:
-        raise ValueError(f"{what} failed: {last_words(log, start)} (its log is {log})")
-
-
-def run_fairseq(name: str, *arguments: object, log: Path, read: Reader = _copy) -> None:
-    """Run ``fairseq-NAME``; see ``run_module``."""
-    run_module(f"fairseq-{name}", f"fairseq_cli.{name}", arguments, log, read)
+        raise ValueError(f"fairseq-{name} failed: {last_words(log)} (its log is {log})")
 
 
 def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

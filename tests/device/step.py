@@ -5,6 +5,7 @@ of fairseq's trainer: forward, backward, clip, update; then the log.
 """
 
 import json
+import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -100,3 +101,5 @@ def main(precision: str, experts: int, folder: Path) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))
+    sys.stdout.flush()
+    os._exit(0)  # autograd's thread for the device needs Python's lock, and aborts a process whose Python has ended
