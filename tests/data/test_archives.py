@@ -118,7 +118,7 @@ def test_a_zip_archive(tmp_path):
     assert {name: path.read_bytes() for name, path in found.items()} == {"d/x.en": b"one\n", "../x.de": b"eins\n"}
     assert all_files(tmp_path) == {archive, *found.values()}
     assert all(path.is_relative_to(tmp_path / "out") for path in found.values())
-    with pytest.raises(ValueError, match=r"a\.zip has no x\.en; it has \.\./x\.de, d/, d/x\.en, y\.en, …"):
+    with pytest.raises(ValueError, match=r"a\.zip has no x\.en; it has \.\./x\.de, d/, d/x\.en, d/y\.en, …"):
         extract(archive, {"x.en"}, tmp_path / "out")
     archive.write_bytes(archive.read_bytes()[:-30])
     with pytest.raises(ValueError, match=r"a\.zip is broken \(File is not a zip file\); remove it and start again"):
