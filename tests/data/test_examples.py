@@ -11,11 +11,13 @@ from fairseq.tasks.sentence_prediction import SentencePredictionConfig, Sentence
 
 from moec_fairseq.__main__ import run
 from moec_fairseq.data import glue
-from moec_fairseq.data.examples import Example, read_examples, write_examples
+from moec_fairseq.data.archives import Archive
+from moec_fairseq.data.examples import Example, raw_files, read_examples, write_examples
 from moec_fairseq.data.glue import find_task, read_tasks
 from moec_fairseq.data.subwords import train_model
 
 from .made_glue import FIRST, HEADERS, labels, site_files, write_folder, write_zip
+from .server import Server
 
 PAIRED = set(HEADERS) - {"CoLA", "SST-2"}
 RTE = "index\tsentence1\tsentence2\tlabel\n"
@@ -112,6 +114,19 @@ def test_the_original_mrpc(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     found, _ = written("MRPC", tmp_path, tmp_path / "text")
     assert [example.index for example in found["valid"]] == ["5", "6", "7"]
     assert len(found["train"]) == 297
+
+
+def test_what_is_missing_is_downloaded(tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    mrpc(tmp_path / "web")
+    (tmp_path / "web/mrpc_dev_ids.tsv").write_text("7\t1007\n")
+    names = ["msr_paraphrase_train.txt", "msr_paraphrase_test.txt", "mrpc_dev_ids.tsv"]
+    archives = tuple(Archive("MRPC", f"{server.url}/{name}", "none") for name in names)
+    task = replace(find_task("MRPC"), archives=archives)
+    for what in (f"lacks them: {', '.join(names)}", "those of"):  # the second time, all is there
+        counts = write_examples(task, tmp_path / "raw", tmp_path / "text")
+        assert what in capsys.readouterr().out
+        assert counts == {"train: examples": 299, "valid: examples": 1, "test: examples": 300}
+    assert sorted(path.name for path in raw_files(task, tmp_path / "raw")) == sorted(names)
 
 
 def test_broken_rows_of_qqp(tmp_path: Path) -> None:
