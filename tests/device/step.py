@@ -7,7 +7,7 @@ of fairseq's trainer: forward, backward, clip, update; then the log.
 import json
 import os
 import sys
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -49,17 +49,28 @@ def move(model: torch.nn.Module, dtype: torch.dtype) -> None:
             setattr(module, name, buffer.to(DEVICE, dtype if buffer.is_floating_point() else None))
 
 
-def kernels_of_layer(layer: MoELayer, watch: Watch) -> int:
-    """Return the kernels of forward and backward of a layer with its losses and metrics, (20, 8, D), no padding."""
+def autocast(precision: str) -> AbstractContextManager[Any]:
+    return torch.autocast(DEVICE, torch.float16) if precision == "amp" else nullcontext()
+
+
+def kernels_of_layer(layer: MoELayer, watch: Watch, precision: str) -> int:
+    """Return the kernels of forward and backward of a layer with its losses and metrics, (20, 8, D), no padding.
+
+    Gradients come from outside, and are the first of an update: there are none yet to which they would be added.
+    """
     dtype = layer.experts.sublayers[0].w1_NFD.dtype
     hidden = torch.randn(20, 8, layer.router.query_proj.in_features).to(DEVICE, dtype).requires_grad_()
+    layer.zero_grad()
     before = watch.kernels.total()
     with watch.recording(), layer.collector.collect() as records:
-        output = layer(hidden)
+        with autocast(precision):
+            output = layer(hidden)
         statistics = gate_statistics(records)
         losses = GateLoss()(statistics)
         model_sums(records, statistics, losses, layer.layer_index + 1)
-        torch.autograd.backward([output, *losses], [torch.ones_like(output), *map(torch.ones_like, losses)])
+    gradients = [torch.ones_like(tensor) for tensor in (output, *losses)]
+    with watch.recording():
+        torch.autograd.backward([output, *losses], gradients)
     return watch.kernels.total() - before
 
 
@@ -81,9 +92,8 @@ def main(precision: str, experts: int, folder: Path) -> None:
                 stack: int((batch["net_input"][name] != pad).sum()) for stack, name in inputs.items()
             }
             sample = apply_to_sample(lambda tensor: tensor.to(DEVICE), batch)
-            autocast = torch.autocast(DEVICE, torch.float16) if precision == "amp" else nullcontext()
             with watch.recording() if update else nullcontext():
-                with autocast:
+                with autocast(precision):
                     loss, sample_size, log = criterion(model, sample)
                 loss.backward()
                 utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -92,7 +102,7 @@ def main(precision: str, experts: int, folder: Path) -> None:
             with watch.recording() if update else nullcontext(), metrics.aggregate("train"):
                 criterion.reduce_metrics([log])
         log_waits, step_kernels = watch.waits - step_waits, watch.kernels.total()
-        layer_kernels = kernels_of_layer(model.moe_layers[0], watch)
+        layer_kernels = kernels_of_layer(model.moe_layers[0], watch, precision)
     assert libraries  # they work as long as they are kept
     counters = {"waits": step_waits, "log_waits": log_waits, "mixed": watch.mixed, "failing": watch.failing}
     counted = {name: [[*key, n] for key, n in counter.items()] for name, counter in counters.items()}

@@ -51,8 +51,8 @@ def test_nothing_that_cuda_rejects(precision):
     assert found["failing"] == [] and found["mixed"] == []
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_kernels_do_not_depend_on_the_number_of_experts(precision):
     few, many = step(precision, 8), step(precision, 64)
     assert few["kernels"] == many["kernels"]
-    assert few["layer_kernels"] == many["layer_kernels"] <= 220
+    assert few["layer_kernels"] == many["layer_kernels"] <= 120
