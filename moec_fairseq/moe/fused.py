@@ -1,7 +1,7 @@
 """Cosine router and default losses in few kernels, for devices: backward passes in closed form.
 
 These tensors are small, and a GPU computes each step in less time than the host takes to launch it. From queries to
-losses and back, autograd launches 110 kernels, these functions 45. A CPU, which launches nothing, uses autograd
+losses and back, autograd launches 110 kernels, these functions 43. A CPU, which launches nothing, uses autograd
 (``Router.assign``, ``losses.intra_cv_variance``), and results there do not change by a rounding.
 """
 

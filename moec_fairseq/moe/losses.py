@@ -339,9 +339,9 @@ class GateLoss:
         if self.variance == "none" or self.variance_weight == 0:
             return balance_loss(statistics), no_variance(statistics)
         variance = VARIANCES[self.variance]
-        if variance is intra_cv_variance and statistics.importance_LS.device.type != "cpu":
-            if isinstance(size := statistics.in_clusters.size_LC, int) and size > 1:
-                return fused_intra_cv(statistics, self.variance_weight)
+        pairs = statistics.equal_clusters and statistics.num_experts > statistics.clusters.num_clusters
+        if variance is intra_cv_variance and pairs and statistics.importance_LS.device.type != "cpu":
+            return fused_intra_cv(statistics, self.variance_weight)
         variance_L = variance(statistics)
         if variance_L.shape != statistics.num_tokens_L.shape:
             raise ValueError(
