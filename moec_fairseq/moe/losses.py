@@ -339,8 +339,9 @@ class GateLoss:
         if self.variance == "none" or self.variance_weight == 0:
             return balance_loss(statistics), no_variance(statistics)
         variance = VARIANCES[self.variance]
-        pairs = statistics.equal_clusters and statistics.num_experts > statistics.clusters.num_clusters
-        if variance is intra_cv_variance and pairs and statistics.importance_LS.device.type != "cpu":
+        # every cluster has a variance, of equally many experts
+        alike = statistics.equal_clusters and statistics.num_experts > statistics.clusters.num_clusters
+        if variance is intra_cv_variance and alike and statistics.importance_LS.device.type != "cpu":
             return fused_intra_cv(statistics, self.variance_weight)
         variance_L = variance(statistics)
         if variance_L.shape != statistics.num_tokens_L.shape:
