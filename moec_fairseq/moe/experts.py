@@ -46,7 +46,7 @@ class ExpertSublayer(nn.Module):
 
     @torch.jit.unused
     def forward(self, tokens_AD: Tensor, segments: Segments, parameters: Sequence[Tensor] | None = None) -> Tensor:
-        """Apply each expert to its tokens.
+        """Return what each expert adds to its tokens, W2·act(W1·LayerNorm(x)), (A, D).
 
         Args:
             tokens_AD: tokens grouped by expert.
@@ -59,7 +59,7 @@ class ExpertSublayer(nn.Module):
         linear = [p.to(dtype) for p in (w1_NFD, b1_NF, w2_NDF, b2_ND)]
         compute = WAYS[choose(Work.of(linear[0]), segments)]
         with torch.autocast(tokens_AD.device.type, enabled=False):
-            return tokens_AD + compute(self.activation, tokens_AD, segments, [*norm, *linear])
+            return compute(self.activation, tokens_AD, segments, [*norm, *linear])
 
     def residual(self, tokens_TD: Tensor, expert_T: Tensor) -> Tensor:
         """Return what expert ``expert_T[t]`` adds to token t, by plain autograd: the reference for ``forward``.
@@ -136,20 +136,25 @@ class Experts(nn.Module):
         return super().train(mode)
 
     @torch.jit.unused
-    def forward(self, tokens_AD: Tensor, counts_N: Tensor) -> Tensor:
-        """Apply expert i to its ``counts_N[i]`` tokens; ``tokens_AD`` is grouped by expert.
+    def forward(self, tokens_AD: Tensor, segments: Segments) -> Tensor:
+        """Return what the experts add to their tokens, E(h) − h, (A, D).
 
         The experts are those of this rank in training, and all of them in evaluation if they are gathered.
-        """
-        return self.compute(tokens_AD, Segments(counts_N, len(tokens_AD)))
 
-    def compute(self, tokens_AD: Tensor, segments: Segments) -> Tensor:
-        """Do what ``forward`` does, for a dispatcher that has the segments already."""
+        Args:
+            tokens_AD: tokens grouped by expert.
+            segments: the tokens of each expert.
+        """
         all_here = self.gather and not self.training and self.groups is not None
         parameters = self._gather_parameters() if all_here else [None] * len(self.sublayers)
+        if len(self.sublayers) == 1 and tokens_AD.device.type != "cpu":
+            # h + r − h would be five kernels more, and rounds r; on a CPU, results stay what they have always been
+            result: Tensor = self.sublayers[0](tokens_AD, segments, parameters[0])
+            return result
+        outputs_AD = tokens_AD
         for sublayer, gathered in zip(self.sublayers, parameters, strict=True):
-            tokens_AD = sublayer(tokens_AD, segments, gathered)
-        return tokens_AD
+            outputs_AD = outputs_AD + sublayer(outputs_AD, segments, gathered)
+        return outputs_AD.to(tokens_AD.dtype) - tokens_AD
 
     def residual(self, tokens_TD: Tensor, expert_T: Tensor) -> Tensor:
         """Return E(h) − h of each token, by plain autograd (see ``ExpertSublayer.residual``)."""

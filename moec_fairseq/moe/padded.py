@@ -45,7 +45,8 @@ class _BatchedScale(torch.autograd.Function):
     def forward(ctx: Any, x_NXD: Tensor, weight_ND: Tensor, bias_ND: Tensor, dtype: torch.dtype) -> Tensor:
         """Return (N, X, D)."""
         ctx.save_for_backward(x_NXD, weight_ND)
-        return torch.addcmul(bias_ND.unsqueeze(1), x_NXD, weight_ND.unsqueeze(1)).to(dtype)
+        out_NXD = torch.empty_like(x_NXD, dtype=dtype)
+        return torch.addcmul(bias_ND.unsqueeze(1), x_NXD, weight_ND.unsqueeze(1), out=out_NXD)
 
     @staticmethod
     def backward(ctx: Any, gradient_NXD: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:

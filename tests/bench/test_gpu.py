@@ -88,7 +88,7 @@ def test_skew_with_dropout():
 
 
 def test_one_way():
-    work, segments = Work("cpu", None, torch.float32, 2, 8, 8), Segments(torch.tensor([1, 1]), 2)
+    work, segments = Work("cpu", None, torch.float32, 2, 8, 8), Segments(torch.tensor([0, 1]), 2)
     with computed_by("padded"):
         assert experts_module.choose(work, segments) == "padded"
     with computed_by(None):
@@ -115,7 +115,7 @@ def sync_debug_mode(monkeypatch):
 
 
 def test_waits_are_noted_where_they_happen(sync_debug_mode):
-    own = Segments(torch.tensor([1, 1]), 2), Segments(torch.tensor([2, 0]), 2)
+    own = Segments(torch.tensor([0, 1]), 2), Segments(torch.tensor([0, 0]), 2)
     with noted_waits() as waits:
         assert [segments.counts for segments in own] == [[1, 1], [2, 0]]
         torch.ones(()).item()

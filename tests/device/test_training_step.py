@@ -30,7 +30,8 @@ def step(precision: str, experts: int = 8) -> dict[str, Any]:
     return found
 
 
-PRECISIONS = ["fp32", "bf16", "fp16", "amp"]
+# and how far a layer may be from itself in float32 on the CPU, relative to the norm of each output and gradient
+PRECISIONS = {"fp32": 1e-5, "bf16": 1e-1, "fp16": 2e-2, "amp": 2e-2}
 
 
 def ours(waits: list[list[Any]]) -> dict[str, int]:
@@ -51,8 +52,18 @@ def test_nothing_that_cuda_rejects(precision):
     assert found["failing"] == [] and found["mixed"] == []
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_device_computes_what_the_cpu_does(precision):
+    assert step(precision)["difference"] <= PRECISIONS[precision]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_kernels_of_a_layer(precision):
+    assert step(precision)["layer_kernels"] <= 120
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_kernels_do_not_depend_on_the_number_of_experts(precision):
     few, many = step(precision, 8), step(precision, 64)
     assert few["kernels"] == many["kernels"]
-    assert few["layer_kernels"] == many["layer_kernels"] <= 220
+    assert few["layer_kernels"] == many["layer_kernels"]

@@ -4,7 +4,7 @@ from torch.nn import functional as F
 
 from moec_fairseq.moe.experts import Experts
 
-from .stubs import randomise
+from .stubs import randomise, segments_of
 
 
 def naive_expert(experts: Experts, number: int, x: torch.Tensor) -> torch.Tensor:
@@ -21,7 +21,7 @@ def naive_expert(experts: Experts, number: int, x: torch.Tensor) -> torch.Tensor
 @pytest.mark.parametrize("sublayers", [1, 3])
 def test_a_new_expert_is_the_identity(sublayers, every_way):
     tokens = torch.randn(5, 4)
-    assert torch.equal(Experts(3, 4, 8, sublayers)(tokens, torch.tensor([2, 0, 3])), tokens)
+    assert torch.equal(Experts(3, 4, 8, sublayers)(tokens, segments_of([2, 0, 3])), torch.zeros(5, 4))
 
 
 @pytest.mark.parametrize("counts", [[2, 0, 3], [0, 0, 5], [5, 0, 0], [1, 3, 1]])
@@ -32,7 +32,7 @@ def test_against_a_naive_loop_over_tokens(counts, sublayers, every_way):
     tokens = torch.randn(5, 4, dtype=torch.float64)
     owner = [number for number, count in enumerate(counts) for _ in range(count)]
     expected = torch.stack([naive_expert(experts, n, x) for n, x in zip(owner, tokens, strict=True)])
-    torch.testing.assert_close(experts(tokens, torch.tensor(counts)), expected)
+    torch.testing.assert_close(tokens + experts(tokens, segments_of(counts)), expected)
 
 
 def test_the_activation_is_used(every_way):
@@ -41,13 +41,13 @@ def test_the_activation_is_used(every_way):
     block, x = experts.sublayers[0], torch.randn(2, 4)
     normed = F.layer_norm(x, (4,), block.norm_weight_ND[0], block.norm_bias_ND[0])
     expected = x + F.gelu(normed @ block.w1_NFD[0].t() + block.b1_NF[0]) @ block.w2_NDF[0].t() + block.b2_ND[0]
-    torch.testing.assert_close(experts(x, torch.tensor([2])), expected)
+    torch.testing.assert_close(x + experts(x, segments_of([2])), expected)
 
 
 def test_experts_without_tokens_get_a_zero_gradient(every_way):
     experts = Experts(3, 4, 6, sublayers=2)
     randomise(experts)
-    experts(torch.randn(5, 4), torch.tensor([2, 0, 3])).square().sum().backward()
+    experts(torch.randn(5, 4), segments_of([2, 0, 3])).square().sum().backward()
     for name, parameter in experts.named_parameters():
         assert [bool(own.any()) for own in parameter.grad] == [True, False, True], name
 
@@ -55,7 +55,7 @@ def test_experts_without_tokens_get_a_zero_gradient(every_way):
 def test_all_parameters_get_a_gradient_from_an_empty_batch(every_way):
     experts = Experts(3, 4, 6, sublayers=2)
     randomise(experts)
-    outputs = experts(torch.empty(0, 4, requires_grad=True), torch.tensor([0, 0, 0]))
+    outputs = experts(torch.empty(0, 4, requires_grad=True), segments_of([0, 0, 0]))
     assert outputs.shape == (0, 4)
     outputs.sum().backward()
     for name, parameter in experts.named_parameters():
