@@ -5,6 +5,7 @@ each command it forks a process, which then is that command: with its arguments,
 main program, to the end of Python. The plug-in is imported by the command itself, when it does so.
 """
 
+import gc
 import importlib
 import json
 import logging
@@ -80,6 +81,7 @@ def next_command() -> dict[str, Any] | None:
     """Fork for each command that arrives; return it in the new process, and None in the old one when no more come."""
     for name in IMPORTED:
         importlib.import_module(name)
+    gc.freeze()  # or each process would copy, in order to look through it, all that is there already
     for line in iter(sys.stdin.readline, ""):
         if (child := os.fork()) == 0:
             return json.loads(line)  # type: ignore[no-any-return]
