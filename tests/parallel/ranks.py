@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+
+from tests.python import forkserver
 
 PATIENCE = 240  # seconds for one function
 
@@ -35,13 +36,12 @@ class Job:
     """Processes that wait for functions to run together; starting them costs more than most functions."""
 
     def __init__(self, world_size: int) -> None:
-        context = mp.get_context("spawn")
         self.folder = tempfile.TemporaryDirectory()
         self.connections = []
         self.processes = []
         for rank in range(world_size):
-            here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, world_size, self.folder.name, there), daemon=True)
+            here, there = forkserver.Pipe()
+            process = forkserver.Process(target=_serve, args=(rank, world_size, self.folder.name, there), daemon=True)
             process.start()
             there.close()
             self.connections.append(here)
