@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from moec_fairseq.bench.suites import bench
+from moec_fairseq.__main__ import run
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_every_suite_runs_and_writes_json_and_a_picture(tmp_path, capsys, memory_of_forks):
-    bench("all", tmp_path / "found.json", "small", None, None, None)
+    run(["bench", "all", "--size", "small", "--json", tmp_path / "found.json"])
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["machine"]["torch"]
     contenders = {(row["suite"], row["contender"]) for row in found["rows"]}
