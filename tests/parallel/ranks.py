@@ -1,5 +1,6 @@
 """Run functions in processes that form a job (gloo on this machine)."""
 
+import gc
 import io
 import tempfile
 import traceback
@@ -16,6 +17,7 @@ PATIENCE = 240  # seconds for one function
 
 
 def _serve(rank: int, world_size: int, folder: str, connection: Connection) -> None:
+    gc.freeze()  # or it would copy, in order to look through it, all that the fork server has imported
     torch.set_num_threads(1)
     if world_size > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)

@@ -1,5 +1,6 @@
 """fairseq-train as two processes, through its command line."""
 
+import gc
 import os
 import random
 import re
@@ -29,6 +30,7 @@ def free_port() -> int:
 
 def fairseq_train(arguments: list[str], log: Path) -> None:
     """Be ``fairseq-train``."""
+    gc.freeze()  # or it would copy, in order to look through it, all that the fork server has imported
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     with log.open("a") as file:
