@@ -103,7 +103,8 @@ def test_tensorboard_has_the_router_figures(trained: Path) -> None:
 
 
 def test_from_pretrained(reversal_data: Path, trained: Path) -> None:
-    model = MoECTransformerModel.from_pretrained(str(trained), "checkpoint_best.pt", data_name_or_path=reversal_data)
+    data = str(reversal_data)
+    model = MoECTransformerModel.from_pretrained(str(trained), "checkpoint_best.pt", data_name_or_path=data)
     assert model.translate("a b c d") == "d c b a"
 
 
