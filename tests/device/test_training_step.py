@@ -1,17 +1,13 @@
 """A training step as a GPU would see it: where the host waits, dtypes that CUDA rejects, number of kernels."""
 
 import json
-import os
-import subprocess
-import sys
 from functools import lru_cache
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.python import ROOT, python_m
 
 try:
     from torch.utils.backend_registration import _setup_privateuseone_for_python_backend  # noqa: F401
@@ -22,9 +18,7 @@ except ImportError:
 @lru_cache
 def step(precision: str, experts: int = 8) -> dict[str, Any]:
     with TemporaryDirectory() as folder:
-        command = [sys.executable, "-W", "ignore", "-m", "tests.device.step", precision, str(experts), folder]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=200)
+        done = python_m("tests.device.step", precision, experts, folder, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
