@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import asdict
@@ -135,6 +136,14 @@ def test_the_cells_of_a_grid(tmp_path):
         "model.dropout=0.2", "optimization.lr=[0.5]", "model.encoder_moe_layers='1,2'", "common.fp16=true",
     ]  # fmt: skip
     assert "model.encoder_moe_layers=null" in cells[5].overrides
+
+
+def test_the_study_of_the_documentation(tmp_path):
+    (code,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "studies.md").read_text(encoding="utf-8"), re.DOTALL)
+    path = tmp_path / "my-study.yaml"
+    path.write_text(code, encoding="utf-8")
+    assert "method=moe_seed=1_size=small" in [cell.folder.name for cell in read_study(path).cells(tmp_path)]
+    assert len(read_study(path).cells(tmp_path)) == 12
 
 
 def line(tag, **values):
