@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import torch
 from tqdm import tqdm
@@ -76,22 +76,27 @@ def _prepare(study: Study, cell: Cell) -> bool:
     configuration = configure(find_yaml("configuration", study.config, ROOT / "configs"), overrides)
     check_nothing_missing(configuration)
     check_data(configuration)
-    values = {key: value for key, value in configuration.values.items() if not isinstance(value, dict)}
-    del values["checkpoint.save_dir"]  # the folder may be moved
-    settings = json.loads(json.dumps(values, default=str))
+    leaves = {key: value for key, value in configuration.values.items() if not isinstance(value, dict)}
+    del leaves["checkpoint.save_dir"]  # the folder may be moved
+    settings = json.loads(json.dumps(leaves, default=str))
     before = cell.note()
-    trained_with = settings if before["state"] == "not started" else before["settings"]
-    for key in sorted(settings.keys() | trained_with.keys()):
-        old, new = (values.get(key, "nothing") for values in (trained_with, settings))
-        if old != new:
-            raise ValueError(
-                f"{cell.folder} was trained with {key}={old}, but now it is {new}; give another --out, or remove that "
-                "folder."
-            )
+    if before["state"] == "finished" or any(cell.folder.glob("checkpoint*.pt")):
+        _check_same(cell, before["settings"], settings)
+    else:
+        cell.log.unlink(missing_ok=True)  # of an attempt that has left nothing to go on with
     if before["state"] == "finished" and before["evaluate"] == study.evaluate:
         return False
     cell.write(config=str(configuration.path), overrides=overrides, settings=settings, evaluate=study.evaluate)
     return True
+
+
+def _check_same(cell: Cell, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            raise ValueError(
+                f"{cell.folder} was trained with {key}={before.get(key)}, but now it is {now.get(key)}; give another "
+                "--out, or remove that folder."
+            )
 
 
 def run_cells(cells: Sequence[Cell], todo: Sequence[Cell], jobs: int, screen: TextIO) -> None:

@@ -26,7 +26,7 @@ from pathlib import Path
 
 folder = Path(sys.argv[1])
 note = json.loads((folder / "cell.json").read_text())
-checkpoint, log = folder / "checkpoint", (folder / "rank-0.log").open("a")
+checkpoint, log = folder / "checkpoint_last.pt", (folder / "rank-0.log").open("a")
 done = int(checkpoint.read_text()) if checkpoint.exists() else 0
 if done:
     print(f"Loaded checkpoint x (epoch 1 @ {done} updates)", file=log)
@@ -216,7 +216,9 @@ def test_interrupted_and_started_again_it_goes_on(stub, tmp_path, monkeypatch, c
 
     def interrupt(seconds):
         sleep(seconds)
-        if len(list(out.glob("*/checkpoint"))) == 2 and all(p.read_text() == "2" for p in out.glob("*/checkpoint")):
+        if len(list(out.glob("*/checkpoint_last.pt"))) == 2 and all(
+            p.read_text() == "2" for p in out.glob("*/checkpoint_last.pt")
+        ):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(trainings.time, "sleep", interrupt)
@@ -304,14 +306,29 @@ def test_other_options_than_before_are_refused(stub, tmp_path):
     path, out = write(tmp_path, **one), tmp_path / "out"
     start(path, out, f"task.data={tmp_path}")
     stub.clear()
-    with pytest.raises(
-        ValueError, match="seed=1 was trained with model.dropout=nothing, but now it is 0.3; give another"
-    ):
+    with pytest.raises(ValueError, match="seed=1 was trained with model.dropout=None, but now it is 0.3; give another"):
+        start(path, out, f"task.data={tmp_path}", "model.dropout=0.3")
+    (out / "method=moe_seed=1" / "checkpoint_last.pt").unlink()
+    with pytest.raises(ValueError, match="was trained with"):  # it is finished
         start(path, out, f"task.data={tmp_path}", "model.dropout=0.3")
     # a new evaluation is no new training
     write(tmp_path, **one, evaluate="--best --subset valid")
     start(path, out, f"task.data={tmp_path}")
     assert len(stub) == 1
+
+
+def test_one_that_never_came_to_a_checkpoint_may_get_other_options(stub, tmp_path):
+    one = {"grid": {"method": ["moe"], "common.seed": [1]}, "picture": {"x": "method", "y": []}}
+    path, out = write(tmp_path, **one), tmp_path / "out"
+    out.mkdir()
+    (out / "break moe").touch()
+    with pytest.raises(RuntimeError, match="1 of 1 trainings failed"):
+        start(path, out, f"task.data={tmp_path}")
+    (out / "break moe").unlink()
+    (out / "method=moe_seed=1" / "checkpoint_last.pt").unlink()
+    start(path, out, f"task.data={tmp_path}", "model.dropout=0.3")
+    log = (out / "method=moe_seed=1" / "rank-0.log").read_text()
+    assert log.count('"num_updates": "1"') == 1  # of this training alone
 
 
 @pytest.mark.parametrize(
