@@ -13,6 +13,9 @@ import yaml
 from moec_fairseq.__main__ import ROOT, main
 from moec_fairseq.evaluate.scores import Score
 from moec_fairseq.launch.configuration import Configuration, configure
+from moec_fairseq.moe.clusters import ExpertClusters
+from moec_fairseq.moe.expert_dropout import ExpertDropout
+from moec_fairseq.moe.losses import GateLoss
 from moec_fairseq.study import report, study, trainings
 from moec_fairseq.study.grid import Cell, read_study
 from moec_fairseq.study.report import at_best
@@ -465,8 +468,11 @@ def test_the_study_of_the_ceiling(tmp_path, method):
     assert len(cells) == 3 * (1 + 3 * 4)  # seeds; one dense model, and three numbers of experts for each method
     (most,) = [c for c in cells if c.labels == {"method": method, "experts": "64", "common.seed": "1"}]
     values = configure(ROOT / "configs" / f"{ceiling.config}.yaml", most.overrides).values
-    has_clusters, drops = method != "moe", method in ("moec", "global")
+    has_clusters, drops = method.startswith("moec"), method in ("moec", "global")
     assert values["model.moe_expert_count"] == 64 and values["model.moec_layout"] == "inserted"
     assert (values["criterion.moec_variance"] != "none") == has_clusters
     assert values["model.moec_expert_dropout"] == (0.5 if drops else 0)
     assert values["model.moec_expert_dropout_scope"] == ("global" if method == "global" else "cluster")
+    clusters = ExpertClusters(64, values["model.moec_cluster_count"])
+    dropout = ExpertDropout(values["model.moec_expert_dropout"], scope=values["model.moec_expert_dropout_scope"])
+    GateLoss(values["criterion.moec_variance"], 1.0).check_cluster(dropout.fewest_active_in_a_cluster(clusters))
