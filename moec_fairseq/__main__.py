@@ -254,6 +254,22 @@ def _bench(add: Add) -> None:
     add("--moses", type=Path, metavar="DIR", help="clean: the same with Moses' scripts in DIR and subword-nmt")
 
 
+def _study(add: Add) -> None:
+    """Trains and evaluates a grid of configurations, such as methods and seeds, and reports means, spread, a picture.
+
+    Finished trainings are skipped when the command is given again, interrupted ones are resumed, and failed ones are
+    tried again; one that fails does not stop the others.
+    """
+    add("study", metavar="STUDY", help="a name in configs/studies/, or the path of a YAML file")
+    add(
+        "overrides", nargs="*", metavar="KEY=VALUE",
+        help="options of all trainings, as moec train takes them, such as task.data=BIN",
+    )  # fmt: skip
+    add("--jobs", type=int, default=1, metavar="K", help="trainings at a time, which share cores and GPUs (default: 1)")
+    add("--out", type=Path, metavar="DIR", help="all results (default: studies/STUDY)")
+    add("--report", action="store_true", help="train nothing: make tables and picture of what is there")
+
+
 # name -> options, and what runs with them; the first line of the docstring says what the command does
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "quickstart": (_quickstart, "moec_fairseq.quickstart:quickstart"),
@@ -262,6 +278,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "evaluate": (_evaluate, "moec_fairseq.evaluate.pipeline:evaluate"),
     "translate": (_translate, "moec_fairseq.evaluate.translate:translate"),
     "checkpoint": (_checkpoint, ""),
+    "study": (_study, "moec_fairseq.study:study"),
     "bench": (_bench, "moec_fairseq.bench.suites:bench"),
 }
 

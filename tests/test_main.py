@@ -14,6 +14,7 @@ SCRIPTS = {
     "quickstart": "quickstart",
     "prepare_data": "prepare",
     "train": "train",
+    "study": "study",
     "evaluate": "evaluate",
     "bench": "bench",
 }

@@ -24,11 +24,15 @@ class ExpertSublayer(nn.Module):
         dim: model dimension D.
         ffn_dim: hidden dimension F.
         activation: the non-linearity.
+        activation_dropout: share of the activated hidden units that are dropped in training.
     """
 
-    def __init__(self, shard: Shard, dim: int, ffn_dim: int, activation: Activation) -> None:
+    def __init__(
+        self, shard: Shard, dim: int, ffn_dim: int, activation: Activation, activation_dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.activation = activation
+        self.activation_dropout = activation_dropout
         num_experts = len(shard.experts)
         self.norm_weight_ND = nn.Parameter(torch.ones(num_experts, dim))
         self.norm_bias_ND = nn.Parameter(torch.zeros(num_experts, dim))
@@ -59,7 +63,15 @@ class ExpertSublayer(nn.Module):
         linear = [p.to(dtype) for p in (w1_NFD, b1_NF, w2_NDF, b2_ND)]
         compute = WAYS[choose(Work.of(linear[0]), segments)]
         with torch.autocast(tokens_AD.device.type, enabled=False):
-            return compute(self.activation, tokens_AD, segments, [*norm, *linear])
+            mask_AF = self._mask(len(tokens_AD), linear[1])
+            return compute(self.activation, tokens_AD, segments, [*norm, *linear], mask_AF)
+
+    def _mask(self, num_tokens: int, b1_NF: Tensor) -> Tensor | None:
+        """Draw the factors of dropout for each token, in the dtype of ``b1_NF``: the same for all ways to compute."""
+        if self.activation_dropout == 0 or not self.training:
+            return None
+        kept = 1 - self.activation_dropout
+        return b1_NF.new_empty(num_tokens, b1_NF.shape[1]).bernoulli_(kept).div_(kept)
 
     def residual(self, tokens_TD: Tensor, expert_T: Tensor) -> Tensor:
         """Return what expert ``expert_T[t]`` adds to token t, by plain autograd: the reference for ``forward``.
@@ -100,9 +112,10 @@ class Experts(nn.Module):
         activation: the non-linearity.
         groups: the processes that share the experts; None if there is only one.
         gather: whether evaluation gathers all experts.
+        activation_dropout: share of the activated hidden units that are dropped in training.
 
     Raises:
-        ValueError: fewer than one sublayer or hidden unit.
+        ValueError: fewer than one sublayer or hidden unit, or a share that is not in [0, 1).
     """
 
     def __init__(
@@ -114,14 +127,19 @@ class Experts(nn.Module):
         activation: Activation = F.relu,
         groups: ExpertParallelGroups | None = None,
         gather: bool = True,
+        activation_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if sublayers < 1:
             raise ValueError(f"--moec-sublayers is {sublayers}, but an expert needs 1 block or more.")
         if ffn_dim < 1:
             raise ValueError(f"--moec-expert-ffn-embed-dim is {ffn_dim}, but an expert needs 1 hidden unit or more.")
+        if not 0 <= activation_dropout < 1:
+            raise ValueError(f"--moec-activation-dropout is {activation_dropout}, but must be 0 or more, and below 1.")
         shard = Shard(num_experts) if groups is None else groups.shard
-        self.sublayers = nn.ModuleList(ExpertSublayer(shard, dim, ffn_dim, activation) for _ in range(sublayers))
+        self.sublayers = nn.ModuleList(
+            ExpertSublayer(shard, dim, ffn_dim, activation, activation_dropout) for _ in range(sublayers)
+        )
         self.groups = groups
         self.gather = gather
         self._gathered = list[list[Tensor]]()

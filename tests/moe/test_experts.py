@@ -2,9 +2,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from moec_fairseq.moe import experts as experts_module
+from moec_fairseq.moe import grouped
 from moec_fairseq.moe.experts import Experts
+from moec_fairseq.moe.ways import WAYS
 
-from .stubs import randomise, segments_of
+from .stubs import grouped_mm_by_loop, randomise, segments_of
 
 
 def naive_expert(experts: Experts, number: int, x: torch.Tensor) -> torch.Tensor:
@@ -62,6 +65,27 @@ def test_all_parameters_get_a_gradient_from_an_empty_batch(every_way):
         assert parameter.grad is not None and not parameter.grad.any(), name
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_dropout_inside_the_experts(way, monkeypatch):
+    monkeypatch.setattr(experts_module, "choose", lambda work, segments: way)
+    monkeypatch.setattr(grouped, "grouped_mm", grouped_mm_by_loop)
+    experts = Experts(2, 4, 1000, activation=torch.ones_like, activation_dropout=0.25)  # every hidden unit is 1
+    torch.nn.init.ones_(experts.sublayers[0].w2_NDF)
+    tokens, segments = torch.zeros(50, 4), segments_of([20, 30])
+    assert torch.equal(experts.eval()(tokens, segments), torch.full((50, 4), 1000.0))
+    outputs = experts.train()(tokens, segments).detach()
+    # three quarters of the units are left, multiplied by 4/3; others for each token
+    assert outputs.mean() == pytest.approx(1000, rel=0.02) and len(outputs[:, 0].unique()) > 10
+    torch.testing.assert_close(outputs * 0.75, (outputs * 0.75).round(), rtol=0, atol=1e-2)
+
+
+def test_no_dropout_draws_nothing():
+    experts = Experts(2, 4, 6)
+    before = torch.get_rng_state()
+    experts(torch.randn(5, 4, generator=torch.Generator()), segments_of([2, 3]))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_experts_start_different():
     w1 = Experts(2, 4, 6).sublayers[0].w1_NFD
     assert not torch.equal(w1[0], w1[1])
@@ -72,6 +96,7 @@ def test_experts_start_different():
     "options, message",
     [
         ({"sublayers": 0}, "--moec-sublayers is 0, but an expert needs 1 block or more"),
+        ({"activation_dropout": 1.0}, "--moec-activation-dropout is 1.0, but must be 0 or more, and below 1"),
         ({"ffn_dim": 0}, "--moec-expert-ffn-embed-dim is 0, but an expert needs 1 hidden unit or more"),
     ],
 )

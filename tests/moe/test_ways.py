@@ -105,6 +105,25 @@ def test_against_the_reference(way, counts, dtype):
     assert_close(ours, run_reference(counts, tokens_AD, parameters), dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64])
+@pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
+@pytest.mark.parametrize("way", WAYS)
+def test_dropout_after_the_activation(way, counts, dtype):
+    tokens_AD, parameters = tokens_of(counts, dtype), list(make_block(len(counts), dtype).parameters())
+    mask_AF = torch.arange(sum(counts) * FFN_DIM).view(-1, FFN_DIM).remainder(3).to(dtype)
+
+    def by_hand(tokens_AD, parameters):
+        results = [tokens_AD.new_empty(0, DIM)]
+        for own, mask, *weights in zip(tokens_AD.split(counts), mask_AF.split(counts), *parameters, strict=True):
+            norm_weight, norm_bias, w1, b1, w2, b2 = weights
+            x = F.layer_norm(own, (DIM,), norm_weight, norm_bias)
+            results.append(F.linear(F.gelu(F.linear(x, w1, b1)) * mask, w2, b2))
+        return torch.cat(results)
+
+    ours = run(lambda t, p: WAYS[way](F.gelu, t, segments_of(counts), p, mask_AF), tokens_AD, parameters)
+    assert_close(ours, run(by_hand, tokens_AD, parameters), dtype)
+
+
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("way", ["padded", "grouped"])
 def test_no_less_precise_than_the_loop(way, dtype):
