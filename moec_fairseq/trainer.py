@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,8 @@ class MoECTrainer(Trainer):
         self.early_stopping = _early_stopping()
         self._stopping_before: dict[str, Any] = {}
         self._own_losses: list[Any] = []
+        self._counted: list[tuple[Any, dict[str, Any]]] = []
+        task.train_step = self._counting(task.train_step)
         self._loaded: dict[str, Tensor] = {}
         if cfg.common.amp and not self.cuda:
             _mix_precision_on_cpu(self._criterion)
@@ -107,6 +109,7 @@ class MoECTrainer(Trainer):
         all-to-all forever. Gradients of one rank that are not finite are everybody's: all ranks name it.
         """
         self._stopping_before = dict(self.early_stopping)
+        self._counted = []
         self._own_losses = []  # not those of the last update, which may have been skipped, or of a validation
         try:
             return super().train_step(samples, raise_oom or self.shares_experts)
@@ -120,13 +123,33 @@ class MoECTrainer(Trainer):
             message = f"in update {self.get_num_updates() + 1} {whose} was not finite; {error}"
             raise FloatingPointError(message) from error
         finally:
+            self._counted = []
             self._mark_dummy(False)
             if self.is_moec:
                 self.task.moec_model.collector.num_tokens = {}
 
+    def _counting(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the task's ``train_step``, of which this keeps the sample size and the logs of batches that count."""
+
+        def counting(*inputs: Any, ignore_grad: bool = False, **options: Any) -> Any:
+            loss, sample_size, log = step(*inputs, ignore_grad=ignore_grad, **options)
+            if not ignore_grad:
+                self._counted.append((sample_size, log))
+            return loss, sample_size, log
+
+        return counting
+
     def _aggregate_logging_outputs(self, logs: list[dict[str, Any]], *sums: Any, ignore: bool = False) -> Any:
-        """Keep the losses of this rank; ``train_step`` reads them, which waits for a GPU, only when something fails."""
+        """Add up sample sizes and logs of all ranks: those of all batches of an update but dummy ones.
+
+        fairseq asks only whether the last batch of this rank is a dummy: its others, whose gradients are there, would
+        not count. Keeps the losses of this rank; ``train_step`` reads them, which waits for a GPU, only when something
+        fails.
+        """
         self._own_losses = [log["loss"] for log in logs if "loss" in log]
+        if self._counted:
+            sizes, real = zip(*self._counted, strict=True)
+            return super()._aggregate_logging_outputs(list(real), sum(sizes), *sums[1:])
         return super()._aggregate_logging_outputs(logs, *sums, ignore=ignore)
 
     def valid_step(self, sample: Any, raise_oom: bool = False) -> Any:

@@ -1,6 +1,7 @@
 """Run functions in processes that form a job (gloo on this machine)."""
 
 import io
+import multiprocessing
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -9,9 +10,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 PATIENCE = 240  # seconds for one function
+
+# starts processes that have imported all this already, which takes longer than most functions
+forkserver = multiprocessing.get_context("forkserver")
+forkserver.set_forkserver_preload(["fairseq_cli.train", "moec_fairseq", "torch._dynamo"])
 
 
 def _serve(rank: int, world_size: int, folder: str, connection: Connection) -> None:
@@ -32,16 +36,15 @@ def _serve(rank: int, world_size: int, folder: str, connection: Connection) -> N
 
 
 class Job:
-    """Processes that wait for functions to run together; starting them costs more than most functions."""
+    """Processes that wait for functions to run together."""
 
     def __init__(self, world_size: int) -> None:
-        context = mp.get_context("spawn")
         self.folder = tempfile.TemporaryDirectory()
         self.connections = []
         self.processes = []
         for rank in range(world_size):
-            here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, world_size, self.folder.name, there), daemon=True)
+            here, there = forkserver.Pipe()
+            process = forkserver.Process(target=_serve, args=(rank, world_size, self.folder.name, there), daemon=True)
             process.start()
             there.close()
             self.connections.append(here)

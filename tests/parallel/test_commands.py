@@ -1,6 +1,5 @@
 """fairseq-train as two processes, through its command line."""
 
-import multiprocessing
 import os
 import random
 import re
@@ -18,6 +17,7 @@ import torch
 import moec_fairseq  # noqa: F401  (what checkpoints may hold)
 from moec_fairseq.checkpoint.state import BUFFER, load_state
 from moec_fairseq.compat.versions import FUSED_WEIGHTS
+from tests.parallel.ranks import forkserver
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,11 +26,6 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
-
-
-# starts processes that have imported fairseq already, which takes most of the time of these runs
-forkserver = multiprocessing.get_context("forkserver")
-forkserver.set_forkserver_preload(["fairseq_cli.train", "moec_fairseq"])
 
 
 def fairseq_train(arguments: list[str], log: Path) -> None:
