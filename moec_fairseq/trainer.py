@@ -7,9 +7,10 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -21,7 +22,7 @@ from omegaconf import OmegaConf, open_dict
 from torch import Tensor
 
 from moec_fairseq.checkpoint.names import rank_suffix
-from moec_fairseq.checkpoint.state import load_if_readable
+from moec_fairseq.checkpoint.state import OF_THE_MODEL, differing, load_if_readable
 from moec_fairseq.compat.modules import seed_layer_drop
 from moec_fairseq.compat.versions import attention_as_matmul, gloo_takes_bfloat16
 from moec_fairseq.moe.expert_parallel import sum_over_ranks
@@ -32,12 +33,6 @@ logger = logging.getLogger(__name__)
 ADAMS = ("FairseqAdam", "FusedAdam")
 # what reduce_lr_on_plateau counts
 PLATEAU_COUNTERS = ("num_bad_epochs", "cooldown_counter")
-# settings that a resumed training is compared in, by group, None: all; schedule and length often change on purpose
-COMPARED: dict[str, tuple[str, ...] | None] = {"common": ("seed",), "model": None, "criterion": None}
-# these make no other model, nor does the model's copy of the seed
-OF_THE_MACHINES = {
-    f"model.{name}" for name in ("base_layers", "moec_dispatch", "moec_evaluation", "moec_token_shuffle", "seed", "tpu")
-}
 
 
 class MoECTrainer(Trainer):
@@ -48,6 +43,7 @@ class MoECTrainer(Trainer):
         shares_experts: whether this process has some of the experts only.
         source: the file to load instead of the one that fairseq asks for.
         early_stopping: what fairseq counts for ``--patience``: ``best`` and ``num_runs``.
+        run: what the training calls itself in its checkpoints, the same on all ranks, and after it is resumed.
     """
 
     def __init__(self, cfg: Any, task: Any, model: Any, criterion: Any, quantizer: Any = None) -> None:
@@ -63,9 +59,12 @@ class MoECTrainer(Trainer):
             _save_on_every_rank(cfg)
         super().__init__(cfg, task, model, criterion, quantizer)
         self.source: Path | None = None
+        self.run = uuid4().hex
         self.early_stopping = _early_stopping()
         self._stopping_before: dict[str, Any] = {}
         self._own_losses: list[Any] = []
+        self._counted: list[tuple[Any, dict[str, Any]]] = []
+        task.train_step = self._counting(task.train_step)
         self._loaded: dict[str, Tensor] = {}
         if cfg.common.amp and not self.cuda:
             _mix_precision_on_cpu(self._criterion)
@@ -107,6 +106,7 @@ class MoECTrainer(Trainer):
         all-to-all forever. Gradients of one rank that are not finite are everybody's: all ranks name it.
         """
         self._stopping_before = dict(self.early_stopping)
+        self._counted = []
         self._own_losses = []  # not those of the last update, which may have been skipped, or of a validation
         try:
             return super().train_step(samples, raise_oom or self.shares_experts)
@@ -120,13 +120,33 @@ class MoECTrainer(Trainer):
             message = f"in update {self.get_num_updates() + 1} {whose} was not finite; {error}"
             raise FloatingPointError(message) from error
         finally:
+            self._counted = []
             self._mark_dummy(False)
             if self.is_moec:
                 self.task.moec_model.collector.num_tokens = {}
 
+    def _counting(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the task's ``train_step``, of which this keeps the sample size and the logs of batches that count."""
+
+        def counting(*inputs: Any, ignore_grad: bool = False, **options: Any) -> Any:
+            loss, sample_size, log = step(*inputs, ignore_grad=ignore_grad, **options)
+            if not ignore_grad:
+                self._counted.append((sample_size, log))
+            return loss, sample_size, log
+
+        return counting
+
     def _aggregate_logging_outputs(self, logs: list[dict[str, Any]], *sums: Any, ignore: bool = False) -> Any:
-        """Keep the losses of this rank; ``train_step`` reads them, which waits for a GPU, only when something fails."""
+        """Add up sample sizes and logs of all ranks: those of all batches of an update but dummy ones.
+
+        fairseq asks only whether the last batch of this rank is a dummy: its others, whose gradients are there, would
+        not count. Keeps the losses of this rank; ``train_step`` reads them, which waits for a GPU, only when something
+        fails.
+        """
         self._own_losses = [log["loss"] for log in logs if "loss" in log]
+        if self._counted:
+            sizes, real = zip(*self._counted, strict=True)
+            return super()._aggregate_logging_outputs(list(real), sum(sizes), *sums[1:])
         return super()._aggregate_logging_outputs(logs, *sums, ignore=ignore)
 
     def valid_step(self, sample: Any, raise_oom: bool = False) -> Any:
@@ -187,6 +207,7 @@ class MoECTrainer(Trainer):
     def state_dict(self) -> dict[str, Any]:
         """Return the content of a checkpoint, with parameters as the optimizer has them, and all that is counted."""
         saved = super().state_dict()
+        saved["extra_state"]["run"] = self.run
         copies = self._copies()
         for name, parameter in self.get_model().state_dict(keep_vars=True).items():
             if id(parameter) in copies:
@@ -245,11 +266,11 @@ class MoECTrainer(Trainer):
         if self.is_moec and not reset_optimizer:
             now = OmegaConf.to_container(self.cfg, resolve=True, enum_to_str=True)  # as fairseq saves it
             saved = load_if_readable(Path(filename))
-            if changed := changes(saved["cfg"], now) if saved else []:
+            if changed := differing(saved.get("cfg") or {}, now, OF_THE_MODEL) if saved else []:
                 logger.warning(
                     "%s was trained with %s; for a model of its own give another --save-dir (checkpoint.save_dir).",
                     filename,
-                    ", ".join(changed),
+                    ", ".join(f"{name}={before} (now {after})" for name, before, after in changed),
                 )
         extra_state = super().load_checkpoint(
             filename, reset_optimizer, reset_lr_scheduler, optimizer_overrides, reset_meters
@@ -327,6 +348,7 @@ class MoECTrainer(Trainer):
         of the last validation of an epoch, because checkpoints are written between the two.
         """
         iterator, cfg, updates = extra_state["train_iterator"], self.cfg, self.get_num_updates()
+        self.run = extra_state.get("run", self.run)
         if iterator["iterations_in_epoch"] == 0:
             loss = extra_state["val_loss"] if self._is_validation_due(iterator) else None
             self.lr_step(iterator["epoch"] - 1, loss)
@@ -389,26 +411,6 @@ def _mix_precision_on_cpu(criterion: Any) -> None:
             return forward(*inputs, **options)
 
     criterion.forward = mixed
-
-
-def changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return the settings that make another model and differ, each as ``model.dropout=0.3 (now 0.1)``.
-
-    Args:
-        saved: fairseq's configuration in the checkpoint, groups of settings.
-        now: that of the resumed training.
-    """
-    pairs = []
-    for group, names in COMPARED.items():
-        before, after = saved.get(group), now.get(group)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):  # None where a training has no such part
-            compared = [name for name in names or before if name in before and name in after]
-            pairs += [(f"{group}.{name}", before[name], after[name]) for name in compared]
-    return [
-        f"{name}={before} (now {after})"
-        for name, before, after in pairs
-        if before != after and name not in OF_THE_MACHINES
-    ]
 
 
 # fairseq knows each under two names

@@ -27,7 +27,7 @@ EIGHT_GIB = str(8 << 30)  # keeps large temporaries in the heap: fewer page faul
 LIMITS = {"MALLOC_MMAP_THRESHOLD_": EIGHT_GIB, "MALLOC_TRIM_THRESHOLD_": EIGHT_GIB, "OMP_NUM_THREADS": "1"}
 # for functions in processes that have all of this, as multiprocessing starts them
 forkserver = multiprocessing.get_context("forkserver")
-forkserver.set_forkserver_preload(["fairseq_cli.train", "moec_fairseq"])
+forkserver.set_forkserver_preload(["fairseq_cli.train", "moec_fairseq", "torch._dynamo"])
 
 IMPORTED = ("fairseq", "fairseq.trainer", "fairseq.checkpoint_utils", "fairseq.sequence_generator", "sacrebleu")
 

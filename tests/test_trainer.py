@@ -16,7 +16,8 @@ from fairseq.trainer import Trainer
 
 from moec_fairseq import compat
 from moec_fairseq import trainer as module
-from moec_fairseq.trainer import MoECTrainer, changes, check_options, check_started_together
+from moec_fairseq.checkpoint.state import OF_THE_MODEL, differing
+from moec_fairseq.trainer import MoECTrainer, check_options, check_started_together
 from tests.conftest import ADAM, CRITERION, SCHEDULE, TINY
 from tests.parallel.test_commands import finish, model, start
 
@@ -351,7 +352,7 @@ def test_memory_efficient_precision_is_that_precision(monkeypatch, cpu):
         config = FairseqConfig()
         implied = {f"memory_efficient_{name}": name == given for name in ("bf16", "fp16")}
         config.common = SimpleNamespace(bf16=False, fp16=False, amp=False, cpu=cpu, **implied)
-        Trainer(config, None, torch.nn.Linear(1, 1), None)
+        Trainer(config, SimpleNamespace(train_step=None), torch.nn.Linear(1, 1), None)
     assert seen == [(True, False), (False, not cpu), (False, False)]
 
 
@@ -397,12 +398,12 @@ def test_what_makes_another_model_is_named():
         "criterion": {"label_smoothing": 0.1},
         "optimization": {"lr": [0.2]},
     }
-    assert changes(SAVED, now) == ["common.seed=1 (now 2)", "model.dropout=0.3 (now 0.1)"]
+    assert differing(SAVED, now, OF_THE_MODEL) == [("common.seed", 1, 2), ("model.dropout", 0.3, 0.1)]
 
 
 def test_nothing_has_changed():
-    assert changes(SAVED, SAVED) == []
-    assert changes({}, SAVED) == []
+    assert differing(SAVED, SAVED, OF_THE_MODEL) == []
+    assert differing({}, SAVED, OF_THE_MODEL) == []
 
 
 def test_the_loss_scale_of_fp16_continues(trainer, monkeypatch):

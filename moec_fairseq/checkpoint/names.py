@@ -89,7 +89,7 @@ def check_processes(path: Path, world_size: int) -> None:
     """Check that the checkpoint to resume from, if there is one, was written by as many processes as train now.
 
     A rank looks at its own disk only: others may have disks of their own. Missing files of some ranks are left to
-    ``check_one_update``.
+    ``check_ranks``.
 
     Args:
         path: the file of this process: NAME.pt, or NAME-rank-R.pt if every rank saves a file of its own.

@@ -1,15 +1,27 @@
 """A checkpoint as a set of files that belong together, one for each rank: checked, assembled, written."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from moec_fairseq.checkpoint import state as contents
 from moec_fairseq.checkpoint.names import Files, find_files, rank_paths, rank_suffix, shard_paths
-from moec_fairseq.checkpoint.state import Place, State, check_checksums, expert_tensors, load_state, shared_tensors
+from moec_fairseq.checkpoint.state import (
+    Place,
+    State,
+    check_checksums,
+    expert_tensors,
+    load_state,
+    readable,
+    shared_tensors,
+)
 from moec_fairseq.moe.expert_parallel import Shard
 from moec_fairseq.util.files import whole_files
 
@@ -25,6 +37,94 @@ def shard_of(num_experts: int, world_size: int, rank: int) -> Shard:
         ValueError: this number of ranks cannot share the experts.
     """
     return Shard(max(num_experts, 1), world_size, rank)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What one file says of the checkpoint that it belongs to.
+
+    Attributes:
+        file: its path.
+        suffix: what its training added to its name.
+        world_size: W, the number of processes of its training.
+        num_experts: N, over all ranks.
+        num_updates: at which it was written; None if it does not say.
+        run: what its training called itself; None if it does not say.
+        settings: groups of those that all ranks have in common.
+        layout: shape and dtype of every tensor that ranks must agree on, and, of those of experts, the shape here.
+        shared: values that all ranks have in common, by the name of the tensor.
+    """
+
+    file: Path
+    suffix: str
+    world_size: int
+    num_experts: int
+    num_updates: int | None
+    run: str | None
+    settings: dict[str, dict[str, Any]]
+    layout: Layout
+    shared: dict[str, Tensor]
+
+
+def summarise(file: Path, optimizer: bool, sample: int | None = None) -> Summary:
+    """Check that a file is whole, and return what is to be compared with the files of other ranks.
+
+    Args:
+        file: of a rank.
+        optimizer: whether the optimizer's state is to be used.
+        sample: of each shared tensor, no more than about this many values, evenly spread; None: all.
+
+    Raises:
+        ValueError: the file is truncated or corrupt, or no checkpoint.
+    """
+    check_checksums(file)
+    state = load_state(file, optimizer)
+    with readable(file), naming(file):
+        shared = {name: t for name, t in shared_tensors(state).items() if not contents.BUFFER.fullmatch(name)}
+        return Summary(
+            file,
+            contents.suffix(state),
+            contents.trained_world_size(state),
+            contents.num_experts(state),
+            contents.num_updates(state),
+            contents.run(state),
+            contents.common_settings(state),
+            _layout(state),
+            {name: _spread(t, sample) if sample else t for name, t in shared.items()},
+        )
+
+
+def _spread(tensor: Tensor, sample: int) -> Tensor:
+    return tensor.flatten()[:: max(1, tensor.numel() // sample)].clone()
+
+
+@contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Begin the message of a ValueError with the name of a file."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def check_together(summaries: Iterable[Summary], sharded: bool) -> None:
+    """Check that files are those of one checkpoint: its ranks, of one moment of one training.
+
+    Whoever uses the files of a checkpoint asks this: the tools, and trainings that resume or begin with it.
+
+    Args:
+        summaries: of all files, by rank.
+        sharded: whether ranks have files of their own.
+
+    Raises:
+        ValueError: a file does not fit its name, or the first file; says which.
+    """
+    first: Summary | None = None
+    for rank, own in enumerate(summaries):
+        first = first or own
+        with naming(own.file):
+            _check_rank(own, shard_of(first.num_experts, first.world_size if sharded else 1, rank), sharded)
+            _check_same(own, first)
 
 
 @dataclass(frozen=True)
@@ -58,21 +158,13 @@ def open_checkpoint(path: Path, optimizer: bool = True) -> Checkpoint:
     Raises:
         ValueError: a file is missing, truncated or corrupt, or does not fit the others.
     """
-    files = find_files(path)
-    first = load_state(next(iter(files.ranks.values())), optimizer)
-    world_size = contents.trained_world_size(first) if files.sharded else 1
-    _check_complete(files, world_size)
-    num_experts = contents.num_experts(first)
-    for rank, file in enumerate(tqdm(files.ranks.values(), desc="check", unit="file", leave=False, disable=None)):
-        state = first if rank == 0 else load_state(file, optimizer)
-        check_checksums(file)
-        try:
-            _check_rank(state, shard_of(num_experts, world_size, rank), files.sharded)
-            if rank > 0:
-                _check_same(state, first)
-        except ValueError as error:
-            raise ValueError(f"{file}: {error}") from error
-    return Checkpoint(files.path, list(files.ranks.values()), num_experts, optimizer)
+    found = find_files(path)
+    files = list(found.ranks.values())
+    first = summarise(files[0], optimizer)
+    _check_complete(found, first.world_size if found.sharded else 1)
+    others = tqdm(files[1:], desc="check", unit="file", leave=False, disable=None)
+    check_together(chain([first], (summarise(file, optimizer) for file in others)), found.sharded)
+    return Checkpoint(found.path, files, first.num_experts, optimizer)
 
 
 def _check_complete(files: Files, world_size: int) -> None:
@@ -92,60 +184,65 @@ def _check_complete(files: Files, world_size: int) -> None:
         )
 
 
-def _check_rank(state: State, shard: Shard, sharded: bool) -> None:
+def _check_rank(own: Summary, shard: Shard, sharded: bool) -> None:
     """Raise ValueError unless the file is that of its rank, and holds as many experts as it should."""
-    if sharded and contents.suffix(state) not in ("", rank_suffix(shard.rank)):
+    if sharded and own.suffix and not own.suffix.endswith(rank_suffix(shard.rank)):
         raise ValueError(
-            f"its training named this file with {contents.suffix(state)}, not {rank_suffix(shard.rank)}; "
-            "restore its name."
+            f"its training named this file with {own.suffix}, not {rank_suffix(shard.rank)}; restore its name."
         )
-    for place, tensor in expert_tensors(state).items():
-        if tensor.dim() == 0 or len(tensor) != len(shard.experts):
+    for place, (shape, _) in own.layout.items():
+        if contents.of_experts(place) and shape[:1] != (len(shard.experts),):
             raise ValueError(
-                f"{contents.place_name(place)} has the shape {tuple(tensor.shape)}, but rank {shard.rank} of "
+                f"{contents.place_name(place)} has the shape {tuple(shape)}, but rank {shard.rank} of "
                 f"{shard.world_size} should hold {len(shard.experts)} of {shard.num_experts} experts; "
                 "give the file the name that its training gave it."
             )
 
 
-def _check_same(state: State, first: State) -> None:
-    """Raise ValueError unless both are files of the same checkpoint."""
-    for what, read in (
-        ("processes", contents.trained_world_size),
-        ("experts", contents.num_experts),
-        ("updates", contents.num_updates),
+def _check_same(own: Summary, first: Summary) -> None:
+    """Raise ValueError unless both are of files of the same checkpoint."""
+    for here, there, what in (
+        (own.world_size, first.world_size, "processes"),
+        (own.num_experts, first.num_experts, "experts"),
+        (own.num_updates, first.num_updates, "updates"),
     ):
-        if read(state) != read(first):
-            raise ValueError(f"this file has {read(state)} {what}, but the first file {read(first)}; {_ONE_RUN}.")
-    check_same_layout(state, first, _ONE_RUN)
-    other = shared_tensors(first)
-    for name, tensor in shared_tensors(state).items():
+        if here != there:
+            raise ValueError(f"this file has {here} {what}, but the first file {there}; {_ONE_RUN}.")
+    _check_layouts(own.layout, first.layout, _ONE_RUN)
+    if None not in (own.run, first.run) and own.run != first.run:
+        raise ValueError(f"this file is of the training {own.run}, but the first file of {first.run}; {_ONE_RUN}.")
+    for name, here, there in contents.differing(own.settings, first.settings, contents.OF_THE_TRAINING):
+        raise ValueError(f"this file was trained with {name}={here}, but the first file with {there}; {_ONE_RUN}.")
+    for name, values in own.shared.items():
         # ranks on different hardware may differ in the last bits
-        if not contents.BUFFER.fullmatch(name) and not torch.allclose(
-            tensor.float(), other[name].float(), rtol=1e-3, atol=1e-4, equal_nan=True
-        ):
+        if not torch.allclose(values.float(), first.shared[name].float(), rtol=1e-3, atol=1e-4, equal_nan=True):
             raise ValueError(f"the shared parameter {name} has other values than in the first file; {_ONE_RUN}.")
 
 
 def check_same_layout(state: State, first: State, reason: str) -> None:
     """Raise ValueError unless both hold tensors of the same names, shapes and dtypes."""
-    own, other = _layout(state), _layout(first)
-    for place in {**other, **own}:
-        if own.get(place) != other.get(place):
-            raise ValueError(
-                f"{contents.place_name(place)} has {_describe(own.get(place))}, but {_describe(other.get(place))} in "
-                f"the first file; {reason}."
-            )
+    _check_layouts(_layout(state), _layout(first), reason)
+
+
+def _check_layouts(own: Layout, first: Layout, reason: str) -> None:
+    for place in {**first, **own}:
+        here, there = _described(own, place), _described(first, place)
+        if here != there:
+            raise ValueError(f"{contents.place_name(place)} has {here}, but {there} in the first file; {reason}.")
 
 
 def _layout(state: State) -> Layout:
-    """Return shape and dtype, without the dimension of experts, of everything that ranks must agree on."""
-    shared = {("model", name): (t.shape, t.dtype) for name, t in shared_tensors(state).items()}
-    return shared | {place: (t.shape[1:], t.dtype) for place, t in expert_tensors(state).items()}
+    """Return shape and dtype of everything that ranks have in common, but for values of experts."""
+    tensors = {("model", name): tensor for name, tensor in shared_tensors(state).items()} | expert_tensors(state)
+    return {place: (tensor.shape, tensor.dtype) for place, tensor in tensors.items()}
 
 
-def _describe(layout: tuple[torch.Size, torch.dtype] | None) -> str:
-    return "no value" if layout is None else f"shape {tuple(layout[0])} and {layout[1]}"
+def _described(layout: Layout, place: Place) -> str:
+    """Return what is at a place, without the dimension of experts."""
+    if place not in layout:
+        return "no value"
+    shape, dtype = layout[place]
+    return f"shape {tuple(shape[1:] if contents.of_experts(place) else shape)} and {dtype}"
 
 
 def assemble(source: Checkpoint, experts: range) -> State:

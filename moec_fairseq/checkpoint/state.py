@@ -1,16 +1,16 @@
 """What one checkpoint file holds: read safely, and what in it concerns ranks, experts and the optimizer."""
 
+import math
 import os
 import pickle
 import pickletools
 import re
-import struct
 import zipfile
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -28,6 +28,14 @@ OPTIMIZER = "last_optimizer_state"
 MARK = ".experts.sublayers."  # in the name of every parameter that is stacked over experts
 # what fairseq's Transformers keep in a state dict beside parameters; the values of _float_tensor are arbitrary
 BUFFER = re.compile(r"(.*\.)?(version|_float_tensor)")
+# settings that make another model, by group, None: all; schedule and length often change on purpose
+OF_THE_MODEL: dict[str, tuple[str, ...] | None] = {"common": ("seed",), "model": None, "criterion": None}
+# settings that ranks of a training have in common, too
+OF_THE_TRAINING = OF_THE_MODEL | {"optimization": None, "optimizer": None, "lr_scheduler": None}
+# these make no other model, nor does the model's copy of the seed
+OF_THE_MACHINES = {
+    f"model.{name}" for name in ("base_layers", "moec_dispatch", "moec_evaluation", "moec_token_shuffle", "seed", "tpu")
+}
 _HINT = "leave it out with --no-optimizer"
 
 
@@ -41,12 +49,13 @@ def load_state(path: Path, optimizer: bool = True) -> State:
     Raises:
         ValueError: the file is truncated or corrupt, not a checkpoint of fairseq, or contains code.
     """
-    with readable(path):
-        state = torch.load(str(path), map_location="cpu", **load_options(path))
-    if not (isinstance(state, dict) and all(isinstance(state.get(part), dict) for part in ("model", "cfg"))):
+    check_checksums(path, tensors=False)
+    state = _load(path)
+    if not (isinstance(state, dict) and isinstance(state.get("model"), dict) and _has_settings(state)):
         raise ValueError(f"{path} has no model and configuration; give a checkpoint written by fairseq-train.")
-    _check_names(path, state["cfg"].get("task"))
-    rename_in_checkpoint(state)
+    with readable(path):
+        _check_names(path, group(state, "task"))
+        rename_in_checkpoint(state)
     if not optimizer:
         state.pop(OPTIMIZER, None)
     return state
@@ -70,26 +79,39 @@ def load_if_readable(path: Path) -> State | None:
         return None
 
 
-def check_checksums(path: Path) -> None:
-    """Read a whole file and compare the checksums that torch writes beside each tensor.
+def check_checksums(path: Path, tensors: bool = True) -> None:
+    """Compare a file with the checksums that torch writes beside each of its parts, at about 5 GB per second.
+
+    A file from before torch 1.6 has none; it is loaded instead.
+
+    Args:
+        path: the file.
+        tensors: read these, too; otherwise only what says how they are arranged, which is short.
 
     Raises:
         ValueError: the file has changed since it was written.
     """
     if not zipfile.is_zipfile(path):
-        return  # written before torch 1.6, without checksums
+        if tensors:
+            _load(path)
+        return
     try:
         with zipfile.ZipFile(path) as archive:
-            corrupt = archive.testzip()
-    except zipfile.BadZipFile as error:
-        corrupt = str(error)
-    if corrupt is not None:
-        raise ValueError(f"{path} is corrupt ({corrupt}); copy it again or use another checkpoint.")
+            for name in archive.namelist():
+                if tensors or "/data/" not in name:
+                    with archive.open(name) as part:
+                        while part.read(1 << 20):
+                            pass
+    except Exception as error:  # damage makes zipfile raise ten kinds of them
+        raise ValueError(f"{path} is corrupt ({_reason(error)}); copy it again or use another checkpoint.") from error
 
 
-# what torch's loader raises for bytes that are not a pickle
-_NO_PICKLE = (AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError, TypeError)
-_UNREADABLE = (*_NO_PICKLE, UnicodeError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile)
+def _load(path: Path) -> Any:
+    with readable(path):
+        try:
+            return torch.load(str(path), map_location="cpu", **load_options(path))
+        except ValueError as error:  # of a pickle, about numbers and texts that the user does not know
+            raise pickle.UnpicklingError(str(error)) from error
 
 
 @contextmanager
@@ -101,18 +123,29 @@ def readable(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except _UNREADABLE as error:
+    except Exception as error:  # what a damaged pickle raises can be anything
         if isinstance(error, OSError) and error.filename is not None:
             raise  # no such file, no permission; where torch seeks beyond the end of a truncated file it names none
+        if isinstance(error, ValueError) and not isinstance(error, UnicodeError):
+            raise  # of ours
         if code := _code(path, str(error)):
             raise ValueError(
                 f"{path} contains code ({code}) and was not loaded, as checkpoints hold none; use one from someone "
                 "you trust."
             ) from None
-        reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
+        protocol = _protocol(path)
+        reason = f"its pickle has protocol {protocol}, of which torch loads none above 2 safely" if protocol > 2 else ""
         raise ValueError(
-            f"{path} is truncated, corrupt or not a checkpoint ({reason}); copy it again or use another checkpoint."
+            f"{path} is truncated, corrupt or not a checkpoint ({reason or _reason(error)}); copy it again or use "
+            "another checkpoint."
         ) from (None if isinstance(error, pickle.UnpicklingError) else error)
+
+
+def _reason(error: Exception) -> str:
+    """Return the first sentence of a message; torch's safe loader gives its advice before its reason."""
+    message = str(error)
+    message = message.partition("WeightsUnpickler error:")[2].strip() or message
+    return message.partition("\n")[0].partition(". ")[0] or type(error).__name__
 
 
 # torch says what it has refused of pickles as it writes them itself; in others its own names count as harmless
@@ -134,12 +167,7 @@ def _code(path: Path, reason: str) -> str:
 def _globals(path: Path) -> Iterator[str]:
     """Yield the functions and classes that the complete pickles of a file name; nothing is loaded."""
     try:
-        with ExitStack() as stack:
-            if zipfile.is_zipfile(path):
-                archive = stack.enter_context(zipfile.ZipFile(path))
-                file = stack.enter_context(archive.open(f"{archive.namelist()[0].partition('/')[0]}/data.pkl"))
-            else:
-                file = stack.enter_context(path.open("rb"))
+        with _pickles(path) as file:
             while True:  # files from before torch 1.6 hold several pickles, then tensors
                 names: list[str] = []
                 texts = ["", ""]  # the last two name a global
@@ -156,18 +184,38 @@ def _globals(path: Path) -> Iterator[str]:
                     elif isinstance(value, str):
                         texts.append(value)
                 yield from names
-    except (ValueError, *_UNREADABLE):  # not a pickle, or no further one
+    except Exception:  # not a pickle, or no further one
         return
 
 
-def _check_names(path: Path, task: Any) -> None:
+def _protocol(path: Path) -> int:
+    """Return the protocol of the first pickle of a file; 0 if it does not say."""
+    try:
+        with _pickles(path) as file:
+            opcode, value, _ = next(pickletools.genops(file))
+            return int(value or 0) if opcode.name == "PROTO" else 0
+    except Exception:  # not a pickle
+        return 0
+
+
+@contextmanager
+def _pickles(path: Path) -> Iterator[IO[bytes]]:
+    """Open what holds the pickles of a file."""
+    with ExitStack() as stack:
+        if zipfile.is_zipfile(path):
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            yield stack.enter_context(archive.open(f"{archive.namelist()[0].partition('/')[0]}/data.pkl"))
+        else:
+            yield stack.enter_context(path.open("rb"))
+
+
+def _check_names(path: Path, settings: Mapping[str, Any]) -> None:
     """Refuse data and languages that would mislead commands, which use them as arguments and in file names.
 
     Raises:
         ValueError: says which.
     """
-    settings = vars(task) if isinstance(task, Namespace) else task
-    for name, value in settings.items() if isinstance(settings, dict) else ():
+    for name, value in settings.items():
         elsewhere = name in ("source_lang", "target_lang") and os.sep in str(value)
         if elsewhere or str(value).startswith("--"):
             raise ValueError(
@@ -176,10 +224,46 @@ def _check_names(path: Path, task: Any) -> None:
             )
 
 
+def _has_settings(state: State) -> bool:
+    return isinstance(state.get("cfg"), dict) or isinstance(state.get("args"), Namespace)
+
+
 def group(state: State, name: str) -> dict[str, Any]:
-    """Return a group of settings, such as ``model``; changing it changes ``state``."""
-    values = state["cfg"].setdefault(name, {})
+    """Return a group of settings, such as ``model``; changing it changes ``state``.
+
+    Checkpoints from before fairseq 0.10.2 have all settings in one group.
+    """
+    if not isinstance(state.get("cfg"), dict):
+        settings: Namespace = state["args"]
+        return vars(settings)
+    values = state["cfg"].get(name)
+    if values is None:
+        values = state["cfg"][name] = {}
     return vars(values) if isinstance(values, Namespace) else values
+
+
+def common_settings(state: State) -> dict[str, dict[str, Any]]:
+    """Return the groups of settings that all ranks have in common; none where they are in one group with all others."""
+    return {name: group(state, name) for name in OF_THE_TRAINING} if isinstance(state.get("cfg"), dict) else {}
+
+
+def differing(
+    before: Mapping[str, Any], after: Mapping[str, Any], groups: Mapping[str, tuple[str, ...] | None]
+) -> list[tuple[str, Any, Any]]:
+    """Return the settings that two configurations have both, and that differ: name, such as model.dropout, and values.
+
+    Args:
+        before: groups of settings, of fairseq.
+        after: the same.
+        groups: what is compared in which group; None: all.
+    """
+    found = []
+    for name, settings in groups.items():
+        one, other = before.get(name), after.get(name)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):  # None where a training has no such part
+            compared = [setting for setting in settings or one if setting in one and setting in other]
+            found += [(f"{name}.{setting}", one[setting], other[setting]) for setting in compared]
+    return [(name, one, other) for name, one, other in found if one != other and name not in OF_THE_MACHINES]
 
 
 def num_experts(state: State) -> int:
@@ -202,6 +286,11 @@ def num_updates(state: State) -> int | None:
     history = state.get("optimizer_history") or [{}]
     updates = history[-1].get("num_updates")
     return None if updates is None else int(updates)
+
+
+def run(state: State) -> str | None:
+    """Return what the training called itself; None if it was of version 0.2 or earlier, or of fairseq alone."""
+    return (state.get("extra_state") or {}).get("run")
 
 
 def epoch(state: State) -> int | None:
@@ -228,9 +317,11 @@ def set_rank(state: State, shard: Shard, previous: int) -> None:
             distributed_world_size=shard.world_size, distributed_rank=shard.rank
         )
     iterator = _iterator(state)
-    if "iterations_in_epoch" in iterator:
-        # counts batches of one rank: with fewer ranks each has more batches of the epoch
-        iterator["iterations_in_epoch"] = iterator["iterations_in_epoch"] * previous // shard.world_size
+    if iterations := iterator.get("iterations_in_epoch"):
+        # of one rank: with fewer ranks each has more batches of the epoch
+        batches = iterator.setdefault("batches_in_epoch", iterations * previous)
+        iterator.setdefault("num_shards", previous)
+        iterator["iterations_in_epoch"] = math.ceil(batches / shard.world_size)
 
 
 def first_names(tensors: Mapping[str, Any]) -> dict[str, str]:
@@ -276,6 +367,11 @@ def expert_tensors(state: State) -> dict[Place, Tensor]:
                 )
             found[OPTIMIZER, "state", index, key] = tensor
     return found
+
+
+def of_experts(place: Place) -> bool:
+    """Whether a place that ranks have in common is that of a tensor stacked over experts."""
+    return place[0] == OPTIMIZER or MARK in str(place[-1])
 
 
 def _named_experts(tree: object, place: Place) -> Iterator[tuple[Place, Tensor]]:

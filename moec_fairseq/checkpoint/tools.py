@@ -20,12 +20,13 @@ from moec_fairseq.checkpoint.sharded import (
     Checkpoint,
     assemble,
     check_same_layout,
+    naming,
     open_checkpoint,
     output_paths,
     shard_of,
     write,
 )
-from moec_fairseq.checkpoint.state import MARK, State, first_names, load_state, parameters, set_rank
+from moec_fairseq.checkpoint.state import MARK, State, first_names, load_state, parameters, readable, set_rank
 
 _ONE_MODEL = "only checkpoints of the same model can be averaged"
 _LAYER = re.compile(r".*?\.layers\.\d+")
@@ -123,14 +124,12 @@ def _check_one_model(sources: Sequence[Checkpoint]) -> None:
                 f"{source.path} has {source.num_experts} experts, but {sources[0].path} {sources[0].num_experts}; "
                 f"{_ONE_MODEL}."
             )
-        try:
+        with naming(source.path):
             for content in (state, first):
                 content.pop("extra_state", None)  # moving averages
             check_same_layout(state, first, _ONE_MODEL)
             if first_names(state["model"]) != first_names(first["model"]):
                 raise ValueError(f"other parameters are tied than in the first file; {_ONE_MODEL}.")
-        except ValueError as error:
-            raise ValueError(f"{source.path}: {error}") from error
 
 
 def _mean(sources: Sequence[Checkpoint], experts: range) -> State:
@@ -169,7 +168,9 @@ def info(checkpoint: Path) -> None:
         ValueError: a file is missing, truncated or corrupt, or does not fit the others.
     """
     files = find_files(checkpoint)
-    rows = _describe(files, load_state(next(iter(files.ranks.values()))))
+    first = next(iter(files.ranks.values()))
+    with readable(first):
+        rows = _describe(files, load_state(first))
     width = max(map(len, rows))
     for name, value in rows.items():
         print(f"{name:{width}}  {value}")

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from fairseq import checkpoint_utils, file_utils
 from fairseq.data import FastaDataset, data_utils, iterators, language_pair_dataset, token_block_dataset
 from fairseq.dataclass import utils as dataclass_utils
+from fairseq.distributed import utils as distributed_utils
 from fairseq.model_parallel.megatron_trainer import MegatronTrainer
 from fairseq.models import distributed_fairseq_model
 from fairseq.modules import AdaptiveSoftmax, LayerDropModuleList, dynamic_crf_layer
@@ -92,6 +93,8 @@ PATCHES = (
           "a kill leaves whole files, those of all ranks of one update", ALL, "compat/test_checkpoints.py"),
     Patch(checkpoint_utils, "load_checkpoint", checkpoints.load_together,
           "all ranks resume from one update, each with its own experts", ALL, "compat/test_own_experts.py"),
+    Patch(distributed_utils, "_broadcast_object_slow", checkpoints.broadcast_loaded,
+          "models without experts resume on several processes", "all, with torch ≥ 2.6", "compat/test_resuming.py"),
     Patch(checkpoint_utils, "load_model_ensemble_and_task", checkpoints.point_to_merge,
           "commands say how to make one file of those of ranks", ALL, "compat/test_checkpoints.py"),
     Patch(iterators, "EpochBatchIterator", checkpoints.EpochBatches,

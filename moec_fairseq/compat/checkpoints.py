@@ -5,6 +5,7 @@ its file complete under its temporary name, and renames it before it resumes.
 """
 
 import logging
+import math
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,17 +16,20 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from fairseq import checkpoint_utils
-from fairseq.data.iterators import EpochBatchIterator
+from fairseq.data.iterators import EpochBatchIterator, ShardedIterator
 from fairseq.file_io import PathManager
 from fairseq.logging import progress_bar
 from fairseq.utils import apply_to_sample
 
 from moec_fairseq.checkpoint import state as contents
 from moec_fairseq.checkpoint.names import Files, check_processes, find_files
-from moec_fairseq.checkpoint.sharded import assemble, open_checkpoint, shard_of
+from moec_fairseq.checkpoint.sharded import assemble, check_together, open_checkpoint, shard_of, summarise
 from moec_fairseq.checkpoint.state import load_if_readable
 
 TEMPORARY = ".tmp"  # as fairseq adds it
+SAMPLE = 64  # values of each shared tensor that ranks compare before they load them
+
+logger = logging.getLogger(__name__)
 
 _save_checkpoint = checkpoint_utils.save_checkpoint
 _load_checkpoint = checkpoint_utils.load_checkpoint
@@ -85,16 +89,17 @@ def load_together(cfg: Any, trainer: Any, **kwargs: Any) -> Any:
     holds. For what it forgets, see ``MoECTrainer.resume``.
     """
     forget_other_trainings(trainer)
+    trainer.run = of_all_ranks(trainer.run)[0]
     folder, suffix = Path(cfg.save_dir), trainer.checkpoint_suffix
     last = folder / f"checkpoint_last{suffix}.pt"
     named = cfg.restore_file
     if named == "checkpoint_last.pt":
+        world_size = trainer.cfg.distributed_training.distributed_world_size if trainer.shares_experts else 1
+        check_processes(last, world_size)
         if trainer.shares_experts:
-            check_processes(last, trainer.cfg.distributed_training.distributed_world_size)
             finish_renaming(folder, suffix)
-            check_one_update(last)
-        else:
-            check_processes(last, 1)
+        if trainer.is_moec:
+            check_ranks(last, world_size)
         named = None if last.is_file() else cfg.finetune_from_model
     if named is None or not trainer.is_moec:
         extra_state, batches = _load_checkpoint(cfg, trainer, **kwargs)
@@ -150,27 +155,44 @@ def finish_renaming(folder: Path, suffix: str) -> None:
         part.unlink(missing_ok=True)
 
 
-def check_one_update(path: Path) -> None:
-    """Check that all ranks are about to load the same moment of a training; all must call this.
+def check_ranks(path: Path, world_size: int) -> None:
+    """Check that all ranks are about to load whole files that belong together, as the tools do; all must call this.
 
     Args:
         path: the file of this rank; all or none may be missing.
+        world_size: number of files, one for each rank; 1 if rank 0 reads one for all.
 
     Raises:
-        ValueError: they are not; says which rank has what.
+        ValueError: a file is damaged, or does not fit the others; all ranks say which.
     """
-    updates = of_all_ranks(num_updates(path))
-    if len(set(updates)) > 1:
-        files = of_all_ranks(str(path))
-        have = ", ".join(
-            f"{file} {'is missing or cannot be read' if update is None else f'is of update {update}'}"
-            for file, update in zip(files, updates, strict=True)
-        )
+    summary, error = None, ""
+    if path.is_file():
+        try:
+            summary = summarise(path, optimizer=False, sample=SAMPLE)
+        except ValueError as damaged:
+            error = str(damaged)
+    found = of_all_ranks((path, summary, error))[:world_size]
+    for _, _, error in found:
+        if error:
+            raise ValueError(error)
+    summaries = [summary for _, summary, _ in found if summary is not None]
+    if not summaries:
+        return
+    missing = [str(file) for file, summary, _ in found if summary is None]
+    try:
+        if missing:
+            raise ValueError(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing.")
+        if world_size > 1 and summaries[0].world_size != world_size:
+            raise ValueError(
+                f"{path} was written by {summaries[0].world_size} processes, but this training has {world_size}."
+            )
+        check_together(summaries, sharded=world_size > 1)
+    except ValueError as wrong:
         raise ValueError(
-            f"the files to resume from are not of one checkpoint: {have}; give --restore-file with the name of another "
-            "checkpoint, remove these to start over, or, if the number of processes has changed, make files for it "
-            "with moec checkpoint reshard."
-        )
+            f"the files to resume from are not of one checkpoint: {str(wrong).removesuffix('.')}; give --restore-file "
+            "with the name of another checkpoint, remove these to start over, or, if the number of processes has "
+            "changed, make files for it with moec checkpoint reshard."
+        ) from wrong
 
 
 def num_updates(path: Path) -> int | None:
@@ -181,6 +203,8 @@ def num_updates(path: Path) -> int | None:
 
 def of_all_ranks(value: Any) -> list[Any]:
     """Return the values of all ranks, by rank; all must call this."""
+    if not dist.is_initialized():
+        return [value]
     values = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
@@ -221,8 +245,8 @@ def own_experts(trainer: Any, files: Files, optimizer: bool) -> Iterator[None]:
                 f"{files.path} has {saved} experts in a layer, but the model to be trained {wanted}; give "
                 f"--moe-expert-count {saved} (model.moe_expert_count), or another checkpoint."
             )
-    if trainer.shares_experts and fits:
-        check_one_update(own)
+    if fits:
+        check_ranks(own, world_size)
     read = checkpoint_utils.load_checkpoint_to_cpu
     trainer.source = own
     if not fits:
@@ -235,16 +259,31 @@ def own_experts(trainer: Any, files: Files, optimizer: bool) -> Iterator[None]:
         trainer.source = None
 
 
+def broadcast_loaded(loaded: Any, source: int, group: Any, device: torch.device | None) -> Any:
+    """Send what one rank has loaded for all, but for its tensors, to the others.
+
+    Reason: fairseq does so through a file in memory, and torch ≥ 2.6 refuses to load the configuration in it: a model
+    without experts, of which all processes share one checkpoint, could not resume on several.
+    """
+    objects = [loaded]
+    dist.broadcast_object_list(objects, source, group, device)
+    return objects[0]
+
+
 class EpochBatches(EpochBatchIterator):
     """fairseq's batches of all epochs, in the order of the undisturbed training.
 
     Reason: fairseq keeps the data loader of the first epoch of a process, and with it whether that epoch was shuffled:
     after ``--curriculum`` no later epoch is, unless the training was restarted meanwhile. fairseq 0.12.2 keeps its
     batches, too, in one order for all epochs, and without those that a resumed training has seen before. And
-    ``--fix-batches-to-gpus`` is forgotten in the epoch in which a training resumes.
+    ``--fix-batches-to-gpus`` is forgotten in the epoch in which a training resumes. And it counts the batches of one
+    rank: a training that resumes on more or fewer ranks would repeat some of the epoch, or leave some out.
     """
 
+    num_shards: int
+    shard_id: int
     fixed_to_devices = False
+    padding = 0  # batches that ranks lack in this epoch, because its first ones were shared by others; come first
 
     def next_epoch_itr(
         self, shuffle: bool = True, fix_batches_to_gpus: bool = False, set_dataset_epoch: bool = True
@@ -254,19 +293,55 @@ class EpochBatches(EpochBatchIterator):
         return super().next_epoch_itr(shuffle, fix_batches_to_gpus, set_dataset_epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position in the epoch."""
-        return super().state_dict() | {"fix_batches_to_gpus": self.fixed_to_devices}
+        """Return the position in the epoch: of this rank, and in the batches that all ranks share."""
+        state = super().state_dict()
+        iterations = state["iterations_in_epoch"]
+        return state | {
+            "fix_batches_to_gpus": self.fixed_to_devices,
+            "batches_in_epoch": iterations and iterations * self.num_shards - self.padding,
+            "num_shards": self.num_shards,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue at the position of another one."""
+        """Continue at the position of another one, of any number of ranks."""
         self.fixed_to_devices = state_dict.get("fix_batches_to_gpus", False)
-        super().load_state_dict(state_dict)
+        iterations = state_dict.get("iterations_in_epoch", 0)
+        batches = state_dict.get("batches_in_epoch", iterations * self.num_shards)
+        iterations = math.ceil(batches / self.num_shards)
+        self.padding = iterations * self.num_shards - batches
+        if batches and self._ordered_by_ranks and state_dict.get("num_shards", self.num_shards) != self.num_shards:
+            logger.warning(
+                "The rest of epoch %d repeats some batches and leaves out others, because with --grouped-shuffling or "
+                "--fix-batches-to-gpus their order depends on the number of processes, which was %d and is now %d.",
+                state_dict["epoch"],
+                state_dict["num_shards"],
+                self.num_shards,
+            )
+        super().load_state_dict(state_dict | {"iterations_in_epoch": iterations})
+
+    @property
+    def _ordered_by_ranks(self) -> bool:
+        return self.grouped_shuffling or (self.fixed_to_devices and self._supports_prefetch)
 
     def _get_iterator_for_epoch(
         self, epoch: int, shuffle: bool, fix_batches_to_gpus: bool = False, offset: int = 0
     ) -> Any:
         self.dataloader = None  # a new one for each epoch
+        if offset == 0:
+            self.padding = 0
         return super()._get_iterator_for_epoch(epoch, shuffle, self.fixed_to_devices, offset)
+
+    def ordered_batches(self, epoch: int, fix_batches_to_gpus: bool, shuffle: bool) -> Any:
+        """Return the batches of this rank; those that are left of an epoch are shared as if it began with them."""
+        if not self.padding or self._ordered_by_ranks:
+            return super().ordered_batches(epoch, fix_batches_to_gpus, shuffle)
+        num_shards, shard_id = self.num_shards, self.shard_id
+        self.num_shards, self.shard_id = 1, 0
+        try:
+            everyones = super().ordered_batches(epoch, fix_batches_to_gpus, shuffle)
+        finally:
+            self.num_shards, self.shard_id = num_shards, shard_id
+        return list(ShardedIterator([[]] * self.padding + everyones, num_shards, shard_id, fill_value=[]))
 
 
 def point_to_merge(filenames: Any, *args: Any, **kwargs: Any) -> Any:

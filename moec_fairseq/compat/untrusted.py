@@ -21,7 +21,7 @@ from fairseq.data import FastaDataset
 from fairseq.dataclass import FairseqDataclass
 from omegaconf import DictConfig, OmegaConf
 
-from moec_fairseq.checkpoint.state import readable, rename_in_checkpoint
+from moec_fairseq.checkpoint.state import check_checksums, readable, rename_in_checkpoint
 
 LONGEST = 10_000  # items of a list that is written as a product; fairseq's longest has 20
 # what imports, writes or runs something as soon as fairseq applies the configuration of a checkpoint
@@ -103,12 +103,14 @@ def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def load_without_orders(path: str, arg_overrides: dict[str, Any] | None = None, *args: Any, **kwargs: Any) -> Any:
-    """Load a checkpoint without what its training was told to import, run and write; refuse code in one sentence.
+    """Load a whole checkpoint without what its training was told to import, run and write; refuse code in one sentence.
 
     Reason: fairseq builds the task and the criterion of a checkpoint as they were in its training, down to a file of
     predictions that the criterion ``sentence_ranking`` overwrites. If a file contains code, torch takes half a page to
-    say so, from which its advice to run the code stands out.
+    say so, from which its advice to run the code stands out. And it does not look at the checksums of a file.
     """
+    if Path(path).is_file():  # fairseq loads from elsewhere, too
+        check_checksums(Path(path))
     with readable(Path(path)):
         overrides = dict.fromkeys(NOT_OF_A_FILE) | (arg_overrides or {})
         state = _load_checkpoint_to_cpu(path, overrides, *args, **kwargs)

@@ -57,6 +57,8 @@ def whole(n: int = 4, updates: int = 100, start: float = 0.0, dtype: torch.dtype
             "model": Namespace(moe_expert_count=n, arch="x"),
             "distributed_training": {"distributed_world_size": 1, "distributed_rank": 0},
             "checkpoint": {"checkpoint_suffix": ""},
+            "criterion": {"moe_gate_loss_wt": 0.01},
+            "optimization": {"lr": [0.1]},
         },
         "criterion": None,
         "model": model,
@@ -64,6 +66,7 @@ def whole(n: int = 4, updates: int = 100, start: float = 0.0, dtype: torch.dtype
         "task_state": {},
         "extra_state": {
             "train_iterator": {"epoch": 3},
+            "run": "a",
             "ema": {name: value + 7 for name, value in model.items()},
             "previous_training_time": torch.tensor(1.5),
         },

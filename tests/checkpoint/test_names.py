@@ -19,7 +19,7 @@ def test_as_many_processes_as_before(last, written, world_size):
     if written:
         written_by(last, written)
     for own in rank_paths(last, world_size):
-        if written in (0, world_size) or (written == 2 and world_size == 4):  # the last is for check_one_update
+        if written in (0, world_size) or (written == 2 and world_size == 4):  # the last is for check_ranks
             check_processes(own, world_size)
         else:
             with pytest.raises(ValueError, match=rf"consists of {written} file.* expects {world_size}; give"):

@@ -58,14 +58,19 @@ def test_more_ranks_than_experts_hold_copies(tmp_path):
         assert torch.equal(value, numbered(1, 2, 3, start=300 + 6 * (rank % 2)))
 
 
-@pytest.mark.parametrize("first, second, expected", [(1, 2, 10), (2, 1, 42), (2, 4, 10), (4, 4, 21)])
+@pytest.mark.parametrize("first, second, expected", [(1, 2, 11), (2, 1, 42), (2, 4, 11), (2, 8, 6), (4, 4, 21)])
 def test_the_epoch_goes_on_where_it_was(tmp_path, first, second, expected):
+    def iterator(name, ranks):
+        return load(tmp_path / (f"{name}.pt" if ranks == 1 else f"{name}-rank-0.pt"))["extra_state"]["train_iterator"]
+
     # a rank has seen 21 batches
     state = whole()
     state["extra_state"]["train_iterator"]["iterations_in_epoch"] = 21
     reshard(save(tmp_path, "x", state, first), second, str(tmp_path / "y"))
-    file = tmp_path / ("y.pt" if second == 1 else "y-rank-0.pt")
-    assert load(file)["extra_state"]["train_iterator"] == {"epoch": 3, "iterations_in_epoch": expected}
+    batches = {"batches_in_epoch": 21 * first, "num_shards": first}
+    assert iterator("y", second) == {"epoch": 3, "iterations_in_epoch": expected, **batches}
+    reshard(tmp_path / "y.pt", first, str(tmp_path / "z"))
+    assert iterator("z", first) == {"epoch": 3, "iterations_in_epoch": 21, **batches}
 
 
 def test_model_without_experts(tmp_path):

@@ -43,6 +43,18 @@ def other_name(state):
     state["cfg"]["checkpoint"]["checkpoint_suffix"] = "-rank-0"
 
 
+def other_settings(state):
+    state["cfg"]["criterion"] = {"moe_gate_loss_wt": 0.02}
+
+
+def other_rate(state):
+    state["cfg"]["optimization"] = {"lr": [0.2]}
+
+
+def other_run(state):
+    state["extra_state"]["run"] = "b"
+
+
 def too_many_experts(state):
     state["model"][W1] = torch.zeros(4, 2, 3)
 
@@ -71,6 +83,9 @@ def test_a_buffer_that_fairseq_never_sets_may_differ(tmp_path):
         (other_dtype, f"{W1} has .*float16, but .*float32"),
         (other_values, f"shared parameter {EMBED} has other values"),
         (other_name, "its training named this file with -rank-0, not -rank-1"),
+        (other_settings, r"trained with criterion\.moe_gate_loss_wt=0\.02, but the first file with 0\.01"),
+        (other_rate, r"trained with optimization\.lr=\[0\.2\], but the first file with \[0\.1\]"),
+        (other_run, "is of the training b, but the first file of a"),
         (too_many_experts, f"{W1} has the shape .* but rank 1 of 2 should hold 2 of 4 experts"),
         (no_average, f"extra_state/ema/{W1} has no value"),
         (no_model, "has no model and configuration"),
@@ -156,5 +171,5 @@ def test_corruption_in_the_middle(tmp_path):
     content[content.index(value)] ^= 1
     corrupt.write_bytes(content)
     load(corrupt)  # torch does not notice
-    with pytest.raises(ValueError, match=r"x-rank-1\.pt is corrupt \(.*data/\d+\); copy it again"):
+    with pytest.raises(ValueError, match=r"x-rank-1\.pt is corrupt \(.*data/\d+.\); copy it again"):
         open_checkpoint(path)

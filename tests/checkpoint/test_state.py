@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from moec_fairseq.__main__ import main
 from moec_fairseq.checkpoint.state import load_if_readable, load_state
-from moec_fairseq.checkpoint.tools import merge
+from moec_fairseq.checkpoint.tools import merge, reshard
 from moec_fairseq.compat import versions
 from tests.checkpoint.made import assert_same, load, save, whole
 
@@ -123,6 +123,31 @@ def test_files_from_before_torch_1_6_are_read(tmp_path):
     (tmp_path / "x.pt").write_bytes(written("before torch 1.6", whole()))
     read, state = load_state(tmp_path / "x.pt")["model"], whole()["model"]
     assert read.keys() == state.keys() and all(torch.equal(read[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_files_from_before_fairseq_0_10_2_are_read(tmp_path, zipped):
+    """They have all settings in one group."""
+    state = whole()
+    groups = state.pop("cfg")
+    settings = [vars(group) if isinstance(group, Namespace) else group for group in groups.values()]
+    state["args"] = Namespace(**{name: value for group in settings for name, value in group.items()})
+    torch.save(state, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    reshard(tmp_path / "x.pt", 2, str(tmp_path / "y"))
+    merge(tmp_path / "y.pt", tmp_path / "z.pt")
+    assert_same(load(tmp_path / "z.pt")["model"], whole()["model"])
+    assert load(tmp_path / "y-rank-1.pt")["args"].checkpoint_suffix == "-rank-1"
+
+
+@pytest.mark.parametrize("load", [load_state, from_fairseq])
+@pytest.mark.parametrize("how", ["zip, protocol 4", "before torch 1.6, protocol 4", 5])
+def test_what_cannot_be_loaded_safely_is_told_from_damage(tmp_path, load, how):
+    (tmp_path / "x.pt").write_bytes(written(how, {"model": {}, "cfg": {}} if how == 5 else whole()))
+    if not versions.HAS_SAFE_GLOBALS:
+        pytest.skip("this torch loads as fairseq does")
+    protocol = how if how == 5 else 4
+    with pytest.raises(ValueError, match=f"its pickle has protocol {protocol}, of which torch loads none above 2"):
+        load(tmp_path / "x.pt")
 
 
 def test_whoever_only_looks_is_told_nothing_of_code(tmp_path):

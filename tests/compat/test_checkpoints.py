@@ -15,14 +15,15 @@ from fairseq.file_io import PathManager
 from moec_fairseq.__main__ import main as moec
 from moec_fairseq.checkpoint.tools import reshard
 from moec_fairseq.compat import checkpoints
-from moec_fairseq.compat.checkpoints import check_one_update, finish_renaming, num_updates, replacing_whole
+from moec_fairseq.compat.checkpoints import check_ranks, finish_renaming, num_updates, replacing_whole
 from moec_fairseq.models import MoECTransformerModel
 from tests.conftest import USER_DIR
 from tests.parallel.ranks import on_ranks
 
 
 def save(path: Path, updates: int, value: float) -> None:
-    torch.save({"model": {"x": torch.tensor(value)}, "cfg": {}, "optimizer_history": [{"num_updates": updates}]}, path)
+    cfg = {"distributed_training": {"distributed_world_size": 2}}
+    torch.save({"model": {"x": torch.tensor(value)}, "cfg": cfg, "optimizer_history": [{"num_updates": updates}]}, path)
 
 
 def finish(rank: int, world_size: int, folder: Path) -> tuple[int | None, str]:
@@ -30,7 +31,7 @@ def finish(rank: int, world_size: int, folder: Path) -> tuple[int | None, str]:
     finish_renaming(folder, f"-rank-{rank}")
     path = folder / f"checkpoint_last-rank-{rank}.pt"
     try:
-        check_one_update(path)
+        check_ranks(path, world_size)
     except ValueError as error:
         return num_updates(path), str(error)
     return num_updates(path), ""
@@ -41,7 +42,7 @@ def name(rank: int, part: bool = False) -> str:
 
 
 def test_who_was_killed_before_renaming_does_so_later(tmp_path):
-    save(tmp_path / name(0), 6, 0)
+    save(tmp_path / name(0), 6, 1)
     save(tmp_path / name(1), 5, 1)
     save(tmp_path / name(1, part=True), 6, 1)
     assert on_ranks(2, finish, tmp_path) == [(6, ""), (6, "")]
@@ -71,14 +72,22 @@ def test_no_checkpoint_at_all(tmp_path):
 
 
 def test_files_of_different_updates_are_named_by_all(tmp_path):
-    save(tmp_path / name(0), 6, 0)
+    save(tmp_path / name(0), 6, 1)
     save(tmp_path / name(1), 5, 1)
     for updates, (found, message) in zip((6, 5), on_ranks(2, finish, tmp_path), strict=True):
         assert found == updates
         assert message.startswith(
-            f"the files to resume from are not of one checkpoint: {tmp_path / name(0)} is of update 6, "
-            f"{tmp_path / name(1)} is of update 5; give --restore-file"
+            f"the files to resume from are not of one checkpoint: {tmp_path / name(1)}: this file has 5 updates, "
+            "but the first file 6; "
         )
+        assert "same moment of the same training; give --restore-file" in message
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_missing_file_is_named_by_all(tmp_path, lost):
+    save(tmp_path / name(1 - lost), 6, 1)
+    for _, message in on_ranks(2, finish, tmp_path):
+        assert f"not of one checkpoint: {tmp_path / name(lost)} is missing; give --restore-file" in message
 
 
 def write(rank: int, world_size: int, folder: Path) -> list[str]:

@@ -1,7 +1,9 @@
+import itertools
 import os
 
 import pytest
 import torch
+from fairseq.data import iterators
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -98,6 +100,17 @@ def test_stops_of_two_processes_change_nothing(corpora, tmp_path):
         check_same(Seen(**seen), Seen(**expected))
 
 
+def test_stops_of_two_processes_without_experts_change_nothing(corpora, tmp_path):
+    """Whose first rank loads one file for all."""
+    dense = ("--moe-expert-count", 0, "--criterion", "label_smoothed_cross_entropy")
+
+    def ranks(name, *stops):
+        return on_ranks(2, vars_of_training, corpora[0], tmp_path / name, stops, *SHORT, *dense)
+
+    for expected, seen in zip(ranks("whole", 8), ranks("parts", 5, 8), strict=True):
+        check_same(Seen(**seen), Seen(**expected))
+
+
 def test_sentences_are_shuffled_after_the_curriculum(undisturbed, corpora):
     seen = undisturbed(corpora[0], *KINDS["curriculum"])[0].sentences
     epochs = [seen[start : start + EPOCH] for start in range(0, UPDATES, EPOCH)]
@@ -105,6 +118,60 @@ def test_sentences_are_shuffled_after_the_curriculum(undisturbed, corpora):
     for epoch in epochs[2:]:
         assert epoch != epochs[0] and sorted(epoch) == sorted(epochs[0])
     assert epochs[2] != epochs[3]
+
+
+class Numbers(torch.utils.data.Dataset):
+    """Sentence n is n."""
+
+    def __getitem__(self, number):
+        return number
+
+
+def ranks_in_epoch(world_size, batches, state=None, **options):
+    """Return the iterators of all ranks, at the position ``state``, and of each its batches that are left."""
+    made = [
+        iterators.EpochBatchIterator(
+            Numbers(), list, [[number] for number in range(batches)], num_shards=world_size, shard_id=rank, **options
+        )
+        for rank in range(world_size)
+    ]
+    for iterator in made if state else ():
+        iterator.load_state_dict(state)
+    return made, [iterator.next_epoch_itr(shuffle=True) for iterator in made]
+
+
+def consume(left, iterations):
+    """Return the sentences of so many iterations of all ranks."""
+    return [sentence for _ in range(iterations) for batches in left for sentence in next(batches)]
+
+
+@pytest.mark.parametrize("batches", [29, 40])
+def test_the_place_in_an_epoch_is_that_of_all_ranks(batches):
+    """Every batch is seen once, in one order, however often the number of ranks changes within an epoch."""
+    (whole,) = ranks_in_epoch(1, batches)[1]
+    whole = consume([whole], batches)
+    assert sorted(whole) == list(range(batches)) != whole
+    for worlds in itertools.permutations((1, 2, 3, 8), 3):
+        state, seen = None, []
+        for world_size in worlds:
+            made, left = ranks_in_epoch(world_size, batches, state)
+            seen += consume(left, 1)
+            state = made[0].state_dict()
+            assert all(iterator.state_dict() == state for iterator in made)
+            assert state["batches_in_epoch"] == len(seen) and seen == whole[: len(seen)]
+        seen += consume(left, len(left[0]) - left[0].n)
+        assert seen == whole and all(iterator.end_of_epoch() for iterator in made)
+        assert made[0].state_dict()["batches_in_epoch"] == 0
+        following = [iterator.next_epoch_itr(shuffle=True) for iterator in made]
+        assert sorted(consume(following, len(following[0]))) == list(range(batches))
+
+
+@pytest.mark.parametrize("world_size, warned", [(2, 0), (4, 4)])
+def test_an_order_that_depends_on_the_ranks_is_said_to(world_size, warned, caplog):
+    made, left = ranks_in_epoch(2, 30, grouped_shuffling=True)
+    consume(left, 5)
+    ranks_in_epoch(world_size, 30, made[0].state_dict(), grouped_shuffling=True)
+    assert caplog.text.count("epoch 1 repeats some batches and leaves out others") == warned
 
 
 # A rate of 0 learns nothing: no validation is better than the first, so patience ends the training after epoch 1 + N.

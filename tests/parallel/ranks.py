@@ -35,7 +35,7 @@ def _serve(rank: int, world_size: int, folder: str, connection: Connection) -> N
 
 
 class Job:
-    """Processes that wait for functions to run together; starting them costs more than most functions."""
+    """Processes that wait for functions to run together."""
 
     def __init__(self, world_size: int) -> None:
         self.folder = tempfile.TemporaryDirectory()

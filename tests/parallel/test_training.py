@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from .ranks import on_ranks
-from .training import EXACT, SENTENCES, batch, build, corpus, even, train
+from .training import EXACT, SENTENCES, batch, build, corpus, even, train, train_epochs
 
 REPLICATED = ("--moe-expert-count", "2", "--moec-cluster-count", "1")
 PYTORCH = ("--ddp-backend", "pytorch_ddp")
@@ -54,6 +54,29 @@ def test_parity(dictionaries, world_size, flags, update_freq, borders):
                 torch.testing.assert_close(
                     found[what][name], value, rtol=1e-5, atol=2e-6 if what == "gradients" else 2e-4,
                     msg=lambda m, n=name, w=what, r=rank: f"rank {r}, {w} {n}: {m}",
+                )  # fmt: skip
+
+
+TWELVE = ("--moe-expert-count", "12", "--moec-cluster-count", "4", "--moec-variance", "intra", "--clip-norm", "0")
+DENSE = ("--moe-expert-count", "0", "--criterion", "label_smoothed_cross_entropy", "--clip-norm", "0")
+SCALED = ("--adam-eps", "1", "--lr", "0.1")  # the size of a step depends on that of the gradients
+
+
+@pytest.mark.parametrize(
+    "world_size, flags, update_freqs",
+    [(2, TWELVE, (1, 2, 3, 4)), (3, TWELVE, (1, 2, 3, 4)), (4, TWELVE, (1, 2, 3, 4)), (2, DENSE, (2, 3))],
+)
+def test_every_update_of_uneven_epochs(dictionaries, world_size, flags, update_freqs):
+    """Ranks that run out of data before others, in the first, the last or the only micro-batch of an update."""
+    (single,) = on_ranks(1, train_epochs, dictionaries, (*flags, *SCALED), world_size, update_freqs)
+    for found in on_ranks(world_size, train_epochs, dictionaries, (*flags, *SCALED), world_size, update_freqs):
+        assert len(single) == len(found) >= 9
+        for update, (one, several) in enumerate(zip(single, found, strict=True)):
+            assert one.keys() == several.keys()
+            for name, value in one.items():
+                torch.testing.assert_close(
+                    several[name], value, rtol=1e-5, atol=1e-9,
+                    msg=lambda m, n=name, u=update: f"update {u}, {n}: {m}",
                 )  # fmt: skip
 
 

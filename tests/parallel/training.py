@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fairseq.data.iterators import ShardedIterator
 
+from moec_fairseq.criterions.moec_label_smoothed_cross_entropy import SUMS
+from moec_fairseq.moe.routing_metrics import averages, by_name
 from tests.batches import Pair, collate, random_pairs
 
 SENTENCES = 24
@@ -69,11 +72,64 @@ def corpus(task: Any, update: int, size: int) -> list[Pair]:
 
 def everyones_experts(trainer: Any, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return parameters or gradients by name, those of experts of all ranks together."""
-    groups = trainer.get_model().moe_layers[0].experts.groups
+    groups = trainer.get_model().groups
     return {
         name: groups.gather(value) if groups is not None and ".experts." in name else value.clone()
         for name, value in values.items()
     }
+
+
+def epochs(task: Any, world_size: int, update_freq: int, batches: int) -> list[list[tuple[list[Pair], ...]]]:
+    """Return the updates of three epochs of uneven batches: micro-batches of each, as the ranks share them.
+
+    As fairseq does: a rank that has no batch left, while others have one, gets none.
+    """
+    updates = []
+    for epoch in range(3):
+        sizes = [(3 * batch + epoch) % 5 + 1 for batch in range(batches)]
+        made = [corpus(task, 100 * epoch + batch, size) for batch, size in enumerate(sizes)]
+        shards = [list(ShardedIterator(made, world_size, rank, fill_value=[])) for rank in range(world_size)]
+        steps = list(zip(*shards, strict=True))
+        updates += [steps[start : start + update_freq] for start in range(0, len(steps), update_freq)]
+    return updates
+
+
+def train_epochs(
+    rank: int, world_size: int, folder: Path, flags: tuple[str, ...], of_ranks: int, update_freqs: tuple[int, ...]
+) -> list[dict[str, Any]]:
+    """Train three epochs with each ``--update-freq``, in float64; return logs and parameters of every update.
+
+    ``of_ranks`` share each micro-batch; one process takes it whole.
+    """
+    torch.set_default_dtype(torch.float64)
+    try:
+        return _train_epochs(*build(folder, world_size, rank, *flags), rank, world_size, of_ranks, update_freqs)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def _train_epochs(
+    task: Any, trainer: Any, rank: int, world_size: int, of_ranks: int, update_freqs: tuple[int, ...]
+) -> list[dict[str, Any]]:
+    trainer._dummy_batch = batch(task, corpus(task, 0, 2))
+    found: list[dict[str, Any]] = []
+    reduce_and_log_stats = trainer._reduce_and_log_stats
+
+    def reduce(logs: Any, sample_size: Any, grad_norm: Any = None) -> Any:
+        # what the trainer returns is rounded
+        summed = {name: sum(torch.as_tensor(log[name]) for log in logs) for name in logs[0]}
+        routing = averages(by_name(summed.pop(SUMS))) if SUMS in summed else {}
+        found.append({**summed, **routing, "of the update": sample_size})
+        return reduce_and_log_stats(logs, sample_size, grad_norm)
+
+    trainer._reduce_and_log_stats = reduce
+    trainer.clip_grad_norm = lambda _: torch.ones(())  # fairseq's norm does not take float64
+    for update in (update for freq in update_freqs for update in epochs(task, of_ranks, freq, 2 * of_ranks + 1)):
+        shares = [micro_batch[rank] if world_size > 1 else sum(micro_batch, []) for micro_batch in update]
+        trainer.train_step([batch(task, share) if share else None for share in shares])
+        parameters = everyones_experts(trainer, dict(trainer.get_model().named_parameters()))
+        found[-1] |= {name: value.detach().clone() for name, value in parameters.items()}
+    return [{name: torch.as_tensor(value).double() for name, value in update.items()} for update in found]
 
 
 def train(rank: int, world_size: int, folder: Path, flags: tuple[str, ...], options: Namespace) -> dict[str, Any]:
