@@ -85,7 +85,7 @@ PATCHES = (
           "its options are checked, too: it cannot be combined with experts on several ranks", ALL, "test_trainer.py"),
     Patch(dataclass_utils, "override_module_args", complete_options,
           "--bf16 means bfloat16 on the device that there is; sentence_prediction needs no criterion", ALL,
-          "test_trainer.py"),
+          "compat/test_data.py"),
     Patch(AMPOptimizer, "step", modules.unscale_once,
           "--amp divides gradients by the loss scale once, not twice", ALL, "compat/test_modules.py"),
     Patch(distributed_fairseq_model, "DistributedDataParallel", modules.ddp_of_its_device,

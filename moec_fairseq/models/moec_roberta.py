@@ -64,6 +64,8 @@ class MoECRobertaModel(MoEModel, RobertaModel):
         model: MoECRobertaModel = super().build_model(args, task)
         model.give_experts(options, {"encoder": kept}, task)
         model.options = {name: value for name, value in vars(options).items() if getattr(config, name, "") is None}
+        # whoever loads this model later must not look for the one that it began with
+        model.options |= {"finetune_from_model": None, "restore_file": None}
         return model
 
     @classmethod

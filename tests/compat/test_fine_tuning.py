@@ -121,6 +121,7 @@ def test_options_that_are_not_given_are_those_of_the_checkpoint(pairs, sparse, t
     same = {name for name in before if name.startswith(("moe_", "moec_", "encoder_"))}
     assert {name: saved[name] for name in same} == {name: before[name] for name in same}
     assert all(value is not None for name, value in saved.items() if name.startswith(("moe_", "moec_")))
+    assert saved["finetune_from_model"] is None  # the model is complete without it
 
 
 def test_given_options_that_do_not_fit_are_named(pairs, sparse, tmp_path):
