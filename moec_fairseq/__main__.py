@@ -43,17 +43,33 @@ def _prepare(add: Add) -> None:
     """
     add(
         "corpus", nargs="?", metavar="CORPUS",
-        help="a recipe: a name in data/, such as wmt14_en_de, or the path of a YAML file; or quickstart; "
-        "left out for your own text",
+        help="a recipe: a name in data/, such as wmt14_en_de, or the path of a YAML file; or quickstart; or glue/TASK, "
+        "such as glue/CoLA; left out for your own text",
     )  # fmt: skip
     _own_text(add)
+    text = "text for masked language models, a sentence a line, empty lines between documents"
+    add("--train-text", type=Path, metavar="FILE", help=f"your own {text}")
+    add("--valid-text", type=Path, metavar="FILE", help="validate on this (default: some documents, 1000 sentences)")
+    add("--test-text", type=Path, metavar="FILE", help="test on this (default: the same)")
     _languages(add, " (default: that of the recipe, or en)", " (default: that of the recipe, or de)")
     add("--raw-dir", type=Path, metavar="DIR", help="where the archives are, or are downloaded to (default: OUT/raw)")
-    add("--out", type=Path, metavar="DIR", help="all results (default: CORPUS-SOURCE-TARGET)")
+    add(
+        "--subwords-of", type=Path, metavar="DIR",
+        help="glue/TASK: what moec prepare --train-text made, or a folder with dict.txt, encoder.json and vocab.bpe",
+    )  # fmt: skip
+    add("--out", type=Path, metavar="DIR", help="all results (default: CORPUS-SOURCE-TARGET, own-text or glue-TASK)")
     add("--workers", type=int, default=2, metavar="N", help="processes (default: 2)")
     add("--vocab-size", type=int, default=32_000, metavar="N", help="most joint subwords (default: 32000)")
     add("--model-type", choices=MODEL_TYPES, default="bpe", help="of sentencepiece (default: bpe)")
     add("--character-coverage", type=float, default=1.0, metavar="SHARE", help="of characters (default: 1.0)")
+    add(
+        "--gpt2-bpe", type=Path, metavar="DIR",
+        help="--train-text: segment with encoder.json and vocab.bpe of DIR instead; dict.txt is used if it is there",
+    )  # fmt: skip
+    add(
+        "--tokens-per-sample", type=int, default=512, metavar="N",
+        help="--train-text: most tokens that the model will read at once; longer lines are split (default: 512)",
+    )  # fmt: skip
     add(
         "--max-length", type=int, metavar="N", help="drop pairs with more subwords on a side (default: 250 for recipes)"
     )
@@ -238,6 +254,22 @@ def _bench(add: Add) -> None:
     add("--moses", type=Path, metavar="DIR", help="clean: the same with Moses' scripts in DIR and subword-nmt")
 
 
+def _study(add: Add) -> None:
+    """Trains and evaluates a grid of configurations, such as methods and seeds, and reports means, spread, a picture.
+
+    Finished trainings are skipped when the command is given again, interrupted ones are resumed, and failed ones are
+    tried again; one that fails does not stop the others.
+    """
+    add("study", metavar="STUDY", help="a name in configs/studies/, or the path of a YAML file")
+    add(
+        "overrides", nargs="*", metavar="KEY=VALUE",
+        help="options of all trainings, as moec train takes them, such as task.data=BIN",
+    )  # fmt: skip
+    add("--jobs", type=int, default=1, metavar="K", help="trainings at a time, which share cores and GPUs (default: 1)")
+    add("--out", type=Path, metavar="DIR", help="all results (default: studies/STUDY)")
+    add("--report", action="store_true", help="train nothing: make tables and picture of what is there")
+
+
 # name -> options, and what runs with them; the first line of the docstring says what the command does
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "quickstart": (_quickstart, "moec_fairseq.quickstart:quickstart"),
@@ -246,6 +278,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "evaluate": (_evaluate, "moec_fairseq.evaluate.pipeline:evaluate"),
     "translate": (_translate, "moec_fairseq.evaluate.translate:translate"),
     "checkpoint": (_checkpoint, ""),
+    "study": (_study, "moec_fairseq.study:study"),
     "bench": (_bench, "moec_fairseq.bench.suites:bench"),
 }
 

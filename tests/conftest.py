@@ -1,11 +1,8 @@
 """A tiny reversal corpus, real fairseq command lines run on it, and models built in this process."""
 
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +11,8 @@ from typing import Any
 import pytest
 
 from moec_fairseq.util.files import alone_with
+from tests.python import ROOT, Done, python_m
 
-ROOT = Path(__file__).resolve().parent.parent
 USER_DIR = ROOT / "moec_fairseq"
 LETTERS = "abcdefghij"
 
@@ -25,20 +22,6 @@ ADAM = ("--optimizer", "adam", "--adam-betas", "(0.9, 0.98)", "--lr", "5e-3", "-
 # Without the thread that reads ahead: it may still be at work when a training that stops inside an epoch exits
 DATA = ("--max-tokens", "1000", "--num-workers", "0", "--data-buffer-size", "0")
 SCHEDULE = ("--lr-scheduler", "inverse_sqrt", "--warmup-updates", "100", "--dropout", "0", *DATA)
-
-
-@dataclass(frozen=True)
-class Done:
-    """How a command ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-    @property
-    def last_line(self) -> str:
-        """The last line that the user sees on stderr."""
-        return self.stderr.strip().splitlines()[-1]
 
 
 Command = Callable[..., Done]
@@ -61,14 +44,9 @@ def fairseq() -> Command:
     """Run ``fairseq-NAME ARGUMENTS`` in a process of its own; fail when it fails, unless ``ok=False``."""
 
     def run(name: str, *arguments: object, stdin: str = "", ok: bool = True, cwd: Path | None = None) -> Done:
-        eight_gib = str(8 << 30)  # keeps large temporaries in the heap: fewer page faults
-        limits = {"MALLOC_MMAP_THRESHOLD_": eight_gib, "MALLOC_TRIM_THRESHOLD_": eight_gib, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-W", "ignore", "-m", f"fairseq_cli.{name}", *map(str, arguments)]
-        done = subprocess.run(
-            command, env=os.environ | limits, capture_output=True, text=True, input=stdin, timeout=300, cwd=cwd
-        )
+        done = python_m(f"fairseq_cli.{name}", *arguments, stdin=stdin, cwd=cwd)
         assert not ok or done.returncode == 0, f"{name} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-        return Done(done.returncode, done.stdout, done.stderr)
+        return done
 
     return run
 

@@ -28,7 +28,7 @@ FAIRSEQ = {
     "fairseq-generate": options.get_generation_parser,
     "fairseq-preprocess": options.get_preprocessing_parser,
 }
-OTHERS = ("echo", "export", "pip", "source", "python")  # commands that are not ours
+OTHERS = ("awk", "echo", "export", "mkdir", "pip", "source", "python")  # commands that are not ours
 FOREIGN = {"--nproc-per-node", "--ntasks-per-node", "--no-build-isolation"}  # options of other programs
 
 

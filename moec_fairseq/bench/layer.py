@@ -61,7 +61,7 @@ def parts(shape: Shape, experts: int, repeats: int, warmup: int) -> list[Row]:
         return router_losses(record)[0]
 
     def experts_alone() -> Tensor:
-        return layer.experts(grouped_AD, dispatched.counts_N).sum()
+        return layer.experts(grouped_AD, dispatched.segments).sum()
 
     def reset() -> None:
         for tensor in (x_TD, scores_TS, grouped_AD, *layer.parameters()):

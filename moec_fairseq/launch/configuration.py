@@ -152,9 +152,9 @@ def user_dir() -> str:
     return f"common.user_dir={quoted(USER_DIR)}"
 
 
-def quoted(path: Path) -> str:
-    """Return a path as the value of an override, whatever characters it has."""
-    return str(QuotedString(str(path), Quote.single).with_quotes())
+def quoted(text: Path | str) -> str:
+    """Return a path, or another text, as the value of an override, whatever characters it has."""
+    return str(QuotedString(str(text), Quote.single).with_quotes())
 
 
 def _kinds() -> dict[str, Iterable[str]]:

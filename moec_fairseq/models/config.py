@@ -88,6 +88,9 @@ class MoEOptions(FairseqDataclass):
     moec_expert_ffn_embed_dim: int = field(
         default=0, metadata={"help": "hidden dimension of the experts; 0: that of the encoder or decoder"}
     )
+    moec_activation_dropout: float = field(
+        default=0.0, metadata={"help": "dropout after the activation inside the experts"}
+    )
     moe_capacity_factor: float = field(
         default=2.0,
         metadata={"help": "in training, an expert takes at most this many times the tokens of the local batch"},

@@ -120,6 +120,7 @@ class MoEModel:
                 utils.get_activation_fn(config.activation_fn),
                 groups,
                 gather=exchanging_at_evaluation is None,
+                activation_dropout=config.moec_activation_dropout,
             ),
             DISPATCHERS[config.moec_dispatch](exchanging) if exchanging else LocalDispatcher(clusters.num_experts),
             ExpertDropout(

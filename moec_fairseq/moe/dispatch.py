@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from moec_fairseq.moe.segments import Slots
+from moec_fairseq.moe.segments import Segments, Slots
 
 
 @dataclass(frozen=True)
@@ -16,20 +16,14 @@ class Dispatched:
     Attributes:
         tokens_AD: the A tokens that their experts accept, those of expert 0 first.
         accepted_A: position of each accepted token in the input, int64.
-        counts_N: accepted tokens of each expert, int64.
+        segments: which of them belong to which expert.
         tokens_per_expert_N: tokens routed to each expert, overflow included, int64.
     """
 
     tokens_AD: Tensor
     accepted_A: Tensor
-    counts_N: Tensor
+    segments: Segments
     tokens_per_expert_N: Tensor
-
-
-def position_in_expert(sorted_T: Tensor, counts_N: Tensor) -> Tensor:
-    """Return the position of each token among those of its expert, from 0, given expert IDs in ascending order."""
-    start_N = counts_N.cumsum(0) - counts_N
-    return torch.arange(len(sorted_T), device=sorted_T.device) - start_N[sorted_T]
 
 
 class Dispatcher(Protocol):
@@ -55,15 +49,13 @@ class LocalDispatcher:
     def dispatch(self, tokens_TD: Tensor, expert_T: Tensor, capacity: int | None = None) -> Dispatched:
         """Group tokens by expert; each accepts the first ``capacity`` tokens of the batch (None: all)."""
         sorted_T, order_T = torch.sort(expert_T, stable=True)
-        # bincount would wait for a GPU
-        ids_N = torch.arange(self.num_experts, device=sorted_T.device)
-        ends_N = torch.searchsorted(sorted_T, ids_N, right=True)
-        counts_N = tokens_per_expert_N = ends_N.diff(prepend=ends_N.new_zeros(1))
+        segments = Segments(sorted_T, self.num_experts)
+        tokens_per_expert_N = segments.counts_N
         if capacity is not None and capacity < len(tokens_TD):
-            order_T = order_T[position_in_expert(sorted_T, tokens_per_expert_N) < capacity]
-            counts_N = tokens_per_expert_N.clamp(max=capacity)
+            accepted_A = (segments.position_in_expert_A < capacity).nonzero().squeeze(1)
+            order_T, segments = order_T[accepted_A], Segments(sorted_T[accepted_A], self.num_experts)
         tokens_AD = Slots(order_T, len(tokens_TD)).take(tokens_TD)
-        return Dispatched(tokens_AD, order_T, counts_N, tokens_per_expert_N)
+        return Dispatched(tokens_AD, order_T, segments, tokens_per_expert_N)
 
     def combine(self, values_AD: Tensor, dispatched: Dispatched, num_tokens: int) -> Tensor:
         """Return the values in the order of their tokens, (T, D); 0 for tokens above capacity."""

@@ -10,9 +10,9 @@ from fairscale.nn.moe.moe_layer import _AllToAll
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from moec_fairseq.moe.dispatch import Dispatched, Dispatcher, LocalDispatcher, position_in_expert
+from moec_fairseq.moe.dispatch import Dispatched, Dispatcher, LocalDispatcher
 from moec_fairseq.moe.expert_parallel import ExpertParallelGroups, max_over
-from moec_fairseq.moe.segments import Slots
+from moec_fairseq.moe.segments import Segments, Slots
 
 
 class UnequalAllToAll(torch.autograd.Function):
@@ -66,7 +66,7 @@ class ExactDispatcher:
     def dispatch(self, tokens_TD: Tensor, expert_T: Tensor, capacity: int | None = None) -> Exchanged:
         """Send every token to the rank of its expert; ``capacity`` is not enforced."""
         here = self.local.dispatch(tokens_TD, expert_T)
-        send_RE = here.counts_N.view(self.groups.shard.num_ranks, -1)
+        send_RE = here.segments.counts_N.view(self.groups.shard.num_ranks, -1)
         receive_RE = torch.empty_like(send_RE)
         dist.all_to_all_single(receive_RE, send_RE, group=self.groups.parallel)
         # the only wait for a GPU: splits, and the size of what is received, are integers, and depend on other ranks
@@ -75,11 +75,12 @@ class ExactDispatcher:
         # rows arrive ordered by rank, then expert; the experts need them ordered by expert
         expert_RE = torch.arange(send_RE.shape[1], device=send_RE.device).expand_as(receive_RE)
         expert_A = expert_RE.reshape(-1).repeat_interleave(receive_RE.reshape(-1), output_size=sum(receive))
-        received = Slots(torch.sort(expert_A, stable=True).indices, len(rows))
+        sorted_A, order_A = torch.sort(expert_A, stable=True)
+        received = Slots(order_A, len(rows))
         return Exchanged(
             tokens_AD=received.take(rows),
             accepted_A=here.accepted_A,
-            counts_N=receive_RE.sum(0),
+            segments=Segments(sorted_A, send_RE.shape[1]),
             tokens_per_expert_N=here.tokens_per_expert_N,
             here=here,
             send=send,
@@ -130,15 +131,14 @@ class CapacityDispatcher:
         # the only wait for a GPU: ranks have batches of different sizes, but what they send is equally large
         size = -(-max_over(group, wanted, tokens_TD.device) // shard.num_ranks)
         here = self.local.dispatch(tokens_TD, expert_T, size)
-        ids_N = torch.arange(shard.num_experts, device=tokens_TD.device)
-        expert_A = ids_N.repeat_interleave(here.counts_N, output_size=len(here.tokens_AD))
-        slot_A = expert_A * size + position_in_expert(expert_A, here.counts_N)
+        slot_A = here.segments.expert_A * size + here.segments.position_in_expert_A
         slots, dim = Slots(slot_A, shard.num_experts * size), tokens_TD.shape[1]
         received = _AllToAll.apply(group, slots.place(here.tokens_AD))
         received = received.view(shard.num_ranks, len(shard.experts), size, dim)
-        counts_N = here.counts_N.new_full((len(shard.experts),), shard.num_ranks * size)
         tokens_AD = received.transpose(0, 1).reshape(-1, dim)
-        return Slotted(tokens_AD, here.accepted_A, counts_N, here.tokens_per_expert_N, here, slots, size)
+        expert_A = torch.arange(len(shard.experts), device=tokens_TD.device).repeat_interleave(shard.num_ranks * size)
+        segments = Segments(expert_A, len(shard.experts))
+        return Slotted(tokens_AD, here.accepted_A, segments, here.tokens_per_expert_N, here, slots, size)
 
     def combine(self, values_AD: Tensor, dispatched: Slotted, num_tokens: int) -> Tensor:
         """Send the values back and return them in the order of their tokens, (T, D); 0 for tokens without a slot."""

@@ -24,11 +24,15 @@ class ExpertSublayer(nn.Module):
         dim: model dimension D.
         ffn_dim: hidden dimension F.
         activation: the non-linearity.
+        activation_dropout: share of the activated hidden units that are dropped in training.
     """
 
-    def __init__(self, shard: Shard, dim: int, ffn_dim: int, activation: Activation) -> None:
+    def __init__(
+        self, shard: Shard, dim: int, ffn_dim: int, activation: Activation, activation_dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.activation = activation
+        self.activation_dropout = activation_dropout
         num_experts = len(shard.experts)
         self.norm_weight_ND = nn.Parameter(torch.ones(num_experts, dim))
         self.norm_bias_ND = nn.Parameter(torch.zeros(num_experts, dim))
@@ -46,7 +50,7 @@ class ExpertSublayer(nn.Module):
 
     @torch.jit.unused
     def forward(self, tokens_AD: Tensor, segments: Segments, parameters: Sequence[Tensor] | None = None) -> Tensor:
-        """Apply each expert to its tokens.
+        """Return what each expert adds to its tokens, W2·act(W1·LayerNorm(x)), (A, D).
 
         Args:
             tokens_AD: tokens grouped by expert.
@@ -59,7 +63,15 @@ class ExpertSublayer(nn.Module):
         linear = [p.to(dtype) for p in (w1_NFD, b1_NF, w2_NDF, b2_ND)]
         compute = WAYS[choose(Work.of(linear[0]), segments)]
         with torch.autocast(tokens_AD.device.type, enabled=False):
-            return tokens_AD + compute(self.activation, tokens_AD, segments, [*norm, *linear])
+            mask_AF = self._mask(len(tokens_AD), linear[1])
+            return compute(self.activation, tokens_AD, segments, [*norm, *linear], mask_AF)
+
+    def _mask(self, num_tokens: int, b1_NF: Tensor) -> Tensor | None:
+        """Draw the factors of dropout for each token, in the dtype of ``b1_NF``: the same for all ways to compute."""
+        if self.activation_dropout == 0 or not self.training:
+            return None
+        kept = 1 - self.activation_dropout
+        return b1_NF.new_empty(num_tokens, b1_NF.shape[1]).bernoulli_(kept).div_(kept)
 
     def residual(self, tokens_TD: Tensor, expert_T: Tensor) -> Tensor:
         """Return what expert ``expert_T[t]`` adds to token t, by plain autograd: the reference for ``forward``.
@@ -100,9 +112,10 @@ class Experts(nn.Module):
         activation: the non-linearity.
         groups: the processes that share the experts; None if there is only one.
         gather: whether evaluation gathers all experts.
+        activation_dropout: share of the activated hidden units that are dropped in training.
 
     Raises:
-        ValueError: fewer than one sublayer or hidden unit.
+        ValueError: fewer than one sublayer or hidden unit, or a share that is not in [0, 1).
     """
 
     def __init__(
@@ -114,14 +127,19 @@ class Experts(nn.Module):
         activation: Activation = F.relu,
         groups: ExpertParallelGroups | None = None,
         gather: bool = True,
+        activation_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if sublayers < 1:
             raise ValueError(f"--moec-sublayers is {sublayers}, but an expert needs 1 block or more.")
         if ffn_dim < 1:
             raise ValueError(f"--moec-expert-ffn-embed-dim is {ffn_dim}, but an expert needs 1 hidden unit or more.")
+        if not 0 <= activation_dropout < 1:
+            raise ValueError(f"--moec-activation-dropout is {activation_dropout}, but must be 0 or more, and below 1.")
         shard = Shard(num_experts) if groups is None else groups.shard
-        self.sublayers = nn.ModuleList(ExpertSublayer(shard, dim, ffn_dim, activation) for _ in range(sublayers))
+        self.sublayers = nn.ModuleList(
+            ExpertSublayer(shard, dim, ffn_dim, activation, activation_dropout) for _ in range(sublayers)
+        )
         self.groups = groups
         self.gather = gather
         self._gathered = list[list[Tensor]]()
@@ -136,20 +154,25 @@ class Experts(nn.Module):
         return super().train(mode)
 
     @torch.jit.unused
-    def forward(self, tokens_AD: Tensor, counts_N: Tensor) -> Tensor:
-        """Apply expert i to its ``counts_N[i]`` tokens; ``tokens_AD`` is grouped by expert.
+    def forward(self, tokens_AD: Tensor, segments: Segments) -> Tensor:
+        """Return what the experts add to their tokens, E(h) − h, (A, D).
 
         The experts are those of this rank in training, and all of them in evaluation if they are gathered.
-        """
-        return self.compute(tokens_AD, Segments(counts_N, len(tokens_AD)))
 
-    def compute(self, tokens_AD: Tensor, segments: Segments) -> Tensor:
-        """Do what ``forward`` does, for a dispatcher that has the segments already."""
+        Args:
+            tokens_AD: tokens grouped by expert.
+            segments: the tokens of each expert.
+        """
         all_here = self.gather and not self.training and self.groups is not None
         parameters = self._gather_parameters() if all_here else [None] * len(self.sublayers)
+        if len(self.sublayers) == 1 and tokens_AD.device.type != "cpu":
+            # h + r − h would be five kernels more, and rounds r; on a CPU, results stay what they have always been
+            result: Tensor = self.sublayers[0](tokens_AD, segments, parameters[0])
+            return result
+        outputs_AD = tokens_AD
         for sublayer, gathered in zip(self.sublayers, parameters, strict=True):
-            tokens_AD = sublayer(tokens_AD, segments, gathered)
-        return tokens_AD
+            outputs_AD = outputs_AD + sublayer(outputs_AD, segments, gathered)
+        return outputs_AD.to(tokens_AD.dtype) - tokens_AD
 
     def residual(self, tokens_TD: Tensor, expert_T: Tensor) -> Tensor:
         """Return E(h) − h of each token, by plain autograd (see ``ExpertSublayer.residual``)."""

@@ -22,7 +22,18 @@ def _segments(counts: list[int]) -> list[slice]:
     return [slice(end - count, end) for end, count in zip(accumulate(counts), counts, strict=True)]
 
 
-def loop(activation: Activation, tokens_AD: Tensor, segments: Segments, parameters: Sequence[Tensor]) -> Tensor:
+def _padded_mask(mask_AF: Tensor | None, segment: slice) -> Tensor | None:
+    """Return the mask of an expert's tokens, with rows for those that ``pad_for_products`` appends."""
+    return None if mask_AF is None else pad_for_products(mask_AF[segment])
+
+
+def loop(
+    activation: Activation,
+    tokens_AD: Tensor,
+    segments: Segments,
+    parameters: Sequence[Tensor],
+    mask_AF: Tensor | None = None,
+) -> Tensor:
     """Return W2·act(W1·LayerNorm(x) + b1) + b2 with the weights of each token's expert, (A, D).
 
     Args:
@@ -31,11 +42,13 @@ def loop(activation: Activation, tokens_AD: Tensor, segments: Segments, paramete
         segments: the tokens of each expert.
         parameters: (N, D) weight and (N, D) bias of the LayerNorm, (N, F, D) W1, (N, F) b1, (N, D, F) W2, (N, D) b2;
             the last four have the dtype of the products and of the result.
+        mask_AF: factors of the activated hidden units, which dropout draws; None: there is no dropout.
     """
     if tokens_AD.device.type != "cpu":  # there, the kernel takes a norm in float32 of tokens in half precision
         tokens_AD, *norm = of_one_dtype(tokens_AD, *parameters[:2])
         parameters = [*norm, *parameters[2:]]
-    return LoopedFeedForward.apply(activation, segments.counts, torch.is_grad_enabled(), tokens_AD, *parameters)
+    keep = torch.is_grad_enabled()
+    return LoopedFeedForward.apply(activation, segments.counts, keep, mask_AF, tokens_AD, *parameters)
 
 
 def of_one_dtype(*tensors: Tensor) -> list[Tensor]:
@@ -50,6 +63,11 @@ def normalise(tokens_AD: Tensor, weight_ND: Tensor, bias_ND: Tensor) -> list[Ten
     """Return the normalised tokens, (A, D), and the parameters to scale them by, all of one dtype."""
     tokens_AD, weight_ND, bias_ND = of_one_dtype(tokens_AD, weight_ND, bias_ND)
     return [F.layer_norm(tokens_AD, tokens_AD.shape[-1:], eps=NORM_EPS), weight_ND, bias_ND]
+
+
+def masked(activated: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the activated hidden units after dropout, if there is any."""
+    return activated if mask is None else activated * mask
 
 
 class LoopedFeedForward(torch.autograd.Function):
@@ -67,6 +85,7 @@ class LoopedFeedForward(torch.autograd.Function):
         activation: Activation,
         counts: list[int],
         keep: bool,
+        mask_AF: Tensor | None,
         tokens_AD: Tensor,
         *parameters: Tensor,
     ) -> Tensor:
@@ -77,6 +96,8 @@ class LoopedFeedForward(torch.autograd.Function):
             activation: the non-linearity.
             counts: tokens of each expert.
             keep: whether to keep what the backward pass needs.
+            mask_AF: of dropout; drawn beforehand, because the order of the experts varies, and the backward pass needs
+                it again.
             tokens_AD: tokens grouped by expert.
             parameters: those of ``loop``.
         """
@@ -91,12 +112,13 @@ class LoopedFeedForward(torch.autograd.Function):
                 x, mean, rstd = torch.native_layer_norm(own, own.shape[-1:], norm_weight, norm_bias, NORM_EPS)
                 x = pad_for_products(x.to(w1.dtype))
                 hidden = product(x, w1).add_(b1)
-                torch.add(product(activation(hidden), w2)[: len(own)], b2, out=outputs_AD[segments[i]])
+                activated = masked(activation(hidden), _padded_mask(mask_AF, segments[i]))
+                torch.add(product(activated, w2)[: len(own)], b2, out=outputs_AD[segments[i]])
                 if keep:
                     kept[i] = (x, mean, rstd, hidden)
 
         for_each_expert(work, counts, tokens_AD.device)
-        ctx.save_for_backward(tokens_AD, *parameters)
+        ctx.save_for_backward(mask_AF, tokens_AD, *parameters)
         ctx.activation, ctx.counts, ctx.kept = activation, counts, kept
         return outputs_AD
 
@@ -104,7 +126,7 @@ class LoopedFeedForward(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_outputs_AD: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients; those of experts without tokens are 0."""
-        tokens_AD, *parameters = ctx.saved_tensors
+        mask_AF, tokens_AD, *parameters = ctx.saved_tensors
         d_tokens_AD = torch.empty_like(tokens_AD)
         gradients = [torch.empty_like(p) for p in parameters]
         segments = _segments(ctx.counts)
@@ -118,7 +140,7 @@ class LoopedFeedForward(torch.autograd.Function):
                 # padding rows, act(b1) in the hidden layer, do not affect any gradient: they are 0 in x and d_y;
                 # the activation is recomputed, which costs less than the memory for its result
                 with torch.enable_grad():
-                    activated = ctx.activation(hidden.requires_grad_())
+                    activated = masked(ctx.activation(hidden.requires_grad_()), _padded_mask(mask_AF, segments[i]))
                 torch.sum(d_y, 0, out=d_b2)
                 torch.mm(d_y.t(), activated.detach(), out=d_w2)
                 (d_hidden,) = torch.autograd.grad(activated, hidden, product(d_y, w2.t()))
@@ -135,4 +157,4 @@ class LoopedFeedForward(torch.autograd.Function):
             for gradient in gradients:
                 gradient[i].zero_()
         for_each_expert(work, ctx.counts, tokens_AD.device)
-        return (None, None, None, d_tokens_AD, *gradients)
+        return (None, None, None, None, d_tokens_AD, *gradients)

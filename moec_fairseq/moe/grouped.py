@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from moec_fairseq.moe.feed_forward import Activation, normalise
+from moec_fairseq.moe.feed_forward import Activation, masked, normalise
 from moec_fairseq.moe.segments import Segments, SpacedSlots
 from moec_fairseq.moe.torch_features import grouped_mm
 
@@ -71,7 +71,13 @@ class _GroupedScale(torch.autograd.Function):
         return d_x_XD, d_weight_ND.to(weight_ND.dtype), d_bias_ND.to(weight_ND.dtype), None, None
 
 
-def grouped(activation: Activation, tokens_AD: Tensor, segments: Segments, parameters: Sequence[Tensor]) -> Tensor:
+def grouped(
+    activation: Activation,
+    tokens_AD: Tensor,
+    segments: Segments,
+    parameters: Sequence[Tensor],
+    mask_AF: Tensor | None = None,
+) -> Tensor:
     """Return the outputs of the blocks, (A, D); see ``feed_forward.loop``.
 
     D and F are multiples of 16 bytes. The number of kernels does not depend on that of experts.
@@ -81,4 +87,5 @@ def grouped(activation: Activation, tokens_AD: Tensor, segments: Segments, param
     x_AD, norm_weight_ND, norm_bias_ND = normalise(tokens_AD, norm_weight_ND, norm_bias_ND)
     x_XD = _GroupedScale.apply(slots.place(x_AD), norm_weight_ND, norm_bias_ND, slots, w1_NFD.dtype)
     hidden_XF = _GroupedLinear.apply(x_XD, w1_NFD, b1_NF, slots)
-    return slots.take(_GroupedLinear.apply(activation(hidden_XF), w2_NDF, b2_ND, slots))
+    mask_XF = None if mask_AF is None else slots.place(mask_AF)
+    return slots.take(_GroupedLinear.apply(masked(activation(hidden_XF), mask_XF), w2_NDF, b2_ND, slots))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from moec_fairseq.moe.dispatch import Dispatcher, LocalDispatcher
 from moec_fairseq.moe.expert_dropout import ExpertDropout
 from moec_fairseq.moe.experts import Experts
+from moec_fairseq.moe.fused import gated
 from moec_fairseq.moe.router import Router
 from moec_fairseq.moe.routing_records import RoutingCollector, RoutingRecord
 from moec_fairseq.moe.segments import Slots
@@ -68,22 +69,25 @@ class MoELayer(nn.Module):
         self.collector = collector or RoutingCollector()
         self.shuffle = shuffle
         self.num_updates = 0
-        self._active_ids = dict[tuple[int, torch.device], Tensor]()
+        self._active = dict[tuple[int, torch.device], tuple[Tensor, Tensor]]()
 
     def set_num_updates(self, num_updates: int) -> None:
         """Set the number of updates made so far; fairseq calls this, also after a restart."""
         self.num_updates = num_updates
 
-    def active_ids(self, device: torch.device) -> Tensor:
-        """Return the IDs of the active experts, (S,): in training those that dropout keeps, at evaluation all."""
+    def active_experts(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the IDs of the active experts, (S,), and 1 for them and 0 for all others, (N,).
+
+        They are those that dropout keeps in training, and all at evaluation.
+        """
         clusters = self.router.clusters
         if not self.training:
-            return torch.arange(clusters.num_experts, device=device)
+            return torch.arange(clusters.num_experts, device=device), torch.ones(clusters.num_experts, device=device)
         draw = self.num_updates // self.dropout.interval, device
-        if draw not in self._active_ids:  # copied to a GPU once for each draw
-            ids = self.dropout.active_ids(clusters, self.layer_index, self.num_updates)
-            self._active_ids = {draw: torch.tensor(ids, device=device)}
-        return self._active_ids[draw]
+        if draw not in self._active:  # copied to a GPU once for each draw
+            ids_S = torch.tensor(self.dropout.active_ids(clusters, self.layer_index, self.num_updates), device=device)
+            self._active = {draw: (ids_S, torch.zeros(clusters.num_experts, device=device).index_fill_(0, ids_S, 1))}
+        return self._active[draw]
 
     def forward(self, hidden_LBD: Tensor, padding_mask_BL: Tensor | None = None) -> Tensor:
         """Send every token through its expert; padding (True in the mask) passes unchanged and is never counted."""
@@ -133,14 +137,15 @@ class MoELayer(nn.Module):
         return self.shuffle.gather(self._residual(shuffled.tokens_TD), shuffled)
 
     def _residual(self, tokens_TD: Tensor) -> Tensor:
-        routing = self.router(tokens_TD, self.active_ids(tokens_TD.device))
+        active_ids_S, active_N = self.active_experts(tokens_TD.device)
+        routing = self.router(tokens_TD, active_ids_S)
         capacity = max(1, int(self.capacity_factor * len(tokens_TD))) if self.training else None
         dispatcher = self.dispatcher if self.training else self.evaluation_dispatcher
         dispatched = dispatcher.dispatch(tokens_TD, routing.expert_T, capacity)
-        outputs_AD = self.experts(dispatched.tokens_AD, dispatched.counts_N).to(tokens_TD.dtype)
-        residual_TD = dispatcher.combine(outputs_AD - dispatched.tokens_AD, dispatched, len(tokens_TD))
-        overflow = dispatched.tokens_per_expert_N.new_full((), len(tokens_TD) - len(dispatched.accepted_A))
-        equal = self.dropout.equal_clusters
-        record = RoutingRecord(self.layer_index, routing, dispatched.tokens_per_expert_N, overflow, equal)
+        residual_AD = self.experts(dispatched.tokens_AD, dispatched.segments)
+        residual_TD = dispatcher.combine(residual_AD, dispatched, len(tokens_TD))
+        overflow = active_N.new_full((), len(tokens_TD) - len(dispatched.accepted_A))
+        counts_N, equal = dispatched.tokens_per_expert_N, self.dropout.equal_clusters
+        record = RoutingRecord(self.layer_index, routing, counts_N, overflow, active_N, equal)
         self.collector.add(record, self.training)
-        return routing.gate_T.unsqueeze(-1).to(tokens_TD.dtype) * residual_TD
+        return gated(routing.gate_T.unsqueeze(-1), residual_TD, tokens_TD.dtype)

@@ -9,13 +9,11 @@ import torch
 from torch import Tensor
 
 from moec_fairseq.moe.clusters import ExpertClusters
+from moec_fairseq.moe.fused import MIN_MEAN, IntraCVLosses
 from moec_fairseq.moe.routing_records import RoutingRecord
 
 # The softmax over the scores has a fixed temperature, unlike the gate, whose temperature is learned.
 LOSS_TEMPERATURE = 0.07
-# Smallest mean of P_i that divides a variance: dot products can push a whole cluster to 0, where the gradient of
-# Var/mean² is NaN. Cosines get there only if every token is at the very ends of the scale.
-MIN_MEAN = 1e-12
 # Added to every f_i, as published.
 MIN_LOAD = 1e-6
 
@@ -33,6 +31,18 @@ class ClusterMoments:
     size_LC: Tensor | int
     mean_LC: Tensor
     variance_LC: Tensor
+
+    @cached_property
+    def squared_mean_LC(self) -> Tensor:
+        """Mean², floored: what divides a variance."""
+        with torch.enable_grad():  # for the losses, even if metrics, which need no gradient, ask first
+            return self.mean_LC.clamp(min=MIN_MEAN).square()
+
+    @cached_property
+    def squared_cv_LC(self) -> Tensor:
+        """Square of the coefficient of variation, Var/mean²."""
+        with torch.enable_grad():
+            return self.variance_LC / self.squared_mean_LC
 
     def over_clusters(self, value_LC: Tensor) -> Tensor:
         """Return the mean of a value over the clusters that have a variance (0 if there is none), (L,)."""
@@ -60,6 +70,9 @@ def equal_moments(importance_LS: Tensor, num_clusters: int) -> ClusterMoments:
     """Do the same as ``moments`` for S/C experts in each cluster, those of cluster 0 first, in half as many kernels."""
     size = importance_LS.shape[-1] // num_clusters
     by_cluster = (num_clusters, size)
+    if size > 1 and importance_LS.device.type != "cpu":  # one kernel; results on a CPU do not change by a rounding
+        variance_LC, mean_LC = torch.var_mean(importance_LS.unflatten(-1, by_cluster), dim=-1)
+        return ClusterMoments(size, mean_LC, variance_LC)
     mean_LC1 = importance_LS.unflatten(-1, by_cluster).mean(dim=-1, keepdim=True)
     # a view of its own: gradients are then added up in the order of ``moments``, to the same last bit
     deviation = importance_LS.unflatten(-1, by_cluster) - mean_LC1
@@ -146,13 +159,15 @@ def gate_statistics(records: Sequence[RoutingRecord]) -> GateStatistics:
     num_tokens_L = tokens_per_expert_LN.sum(dim=-1)
     all_active = num_active == clusters.num_experts
     tokens_per_expert_LS = tokens_per_expert_LN if all_active else tokens_per_expert_LN.gather(-1, active_ids_LS)
+    any_empty = any(len(routing.scores_TS) == 0 for routing in routings)
+    divisor_L = num_tokens_L.clamp(min=1) if any_empty else num_tokens_L
     return GateStatistics(
         clusters,
         active_ids_LS,
         all_active or all(record.equal_clusters for record in records),
         probabilities_LTS,
         joined([p_LTS.sum(dim=1) for p_LTS in probabilities_LTS]),
-        tokens_per_expert_LS / num_tokens_L.clamp(min=1).unsqueeze(-1) + MIN_LOAD,
+        tokens_per_expert_LS / divisor_L.unsqueeze(-1) + MIN_LOAD,
         num_tokens_L,
         tokens_per_expert_LN,
     )
@@ -257,8 +272,17 @@ def intra_inter_sorted_variance(statistics: GateStatistics) -> Tensor:
 def intra_cv_variance(statistics: GateStatistics) -> Tensor:
     """T · mean over clusters of Var(P)/mean(P)²: grows with T, as the cross-entropy does, not with T²."""
     in_clusters = statistics.in_clusters
-    squared_cv_LC = in_clusters.variance_LC / in_clusters.mean_LC.clamp(min=MIN_MEAN).square()
-    return statistics.num_tokens_L * in_clusters.over_clusters(squared_cv_LC)
+    return statistics.num_tokens_L * in_clusters.over_clusters(in_clusters.squared_cv_LC)
+
+
+def fused_intra_cv(statistics: GateStatistics, variance_weight: float) -> tuple[Tensor, Tensor]:
+    """Return (balance, N · β · ``intra_cv``), (L,) each, of clusters of equal size, at least 2, in few kernels."""
+    of = statistics.in_clusters
+    losses: tuple[Tensor, Tensor] = IntraCVLosses.apply(
+        statistics.importance_LS, statistics.load_LS, statistics.num_tokens_L,
+        of.mean_LC, of.squared_mean_LC, of.squared_cv_LC, variance_weight,
+    )  # fmt: skip
+    return losses
 
 
 # Each form maps the statistics of L layers to one value for each, (L,).
@@ -322,7 +346,12 @@ class GateLoss:
         """
         if self.variance == "none" or self.variance_weight == 0:
             return balance_loss(statistics), no_variance(statistics)
-        variance_L = VARIANCES[self.variance](statistics)
+        variance = VARIANCES[self.variance]
+        # every cluster has a variance, of equally many experts
+        alike = statistics.equal_clusters and statistics.num_experts > statistics.clusters.num_clusters
+        if variance is intra_cv_variance and alike and statistics.importance_LS.device.type != "cpu":
+            return fused_intra_cv(statistics, self.variance_weight)
+        variance_L = variance(statistics)
         if variance_L.shape != statistics.num_tokens_L.shape:
             raise ValueError(
                 f"--moec-variance {self.variance} returned a tensor of shape {tuple(variance_L.shape)} for "

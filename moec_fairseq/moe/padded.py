@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moec_fairseq.moe.feed_forward import Activation, normalise
+from moec_fairseq.moe.feed_forward import Activation, masked, normalise
 from moec_fairseq.moe.segments import Segments
 
 # What the loop costs for each expert beyond its products: 20 kernels forward and backward, which the host launches one
@@ -45,7 +45,8 @@ class _BatchedScale(torch.autograd.Function):
     def forward(ctx: Any, x_NXD: Tensor, weight_ND: Tensor, bias_ND: Tensor, dtype: torch.dtype) -> Tensor:
         """Return (N, X, D)."""
         ctx.save_for_backward(x_NXD, weight_ND)
-        return torch.addcmul(bias_ND.unsqueeze(1), x_NXD, weight_ND.unsqueeze(1)).to(dtype)
+        out_NXD = torch.empty_like(x_NXD, dtype=dtype)
+        return torch.addcmul(bias_ND.unsqueeze(1), x_NXD, weight_ND.unsqueeze(1), out=out_NXD)
 
     @staticmethod
     def backward(ctx: Any, gradient_NXD: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
@@ -55,7 +56,13 @@ class _BatchedScale(torch.autograd.Function):
         return gradient_NXD * weight_ND.unsqueeze(1), d_weight_ND, d_bias_ND, None
 
 
-def padded(activation: Activation, tokens_AD: Tensor, segments: Segments, parameters: Sequence[Tensor]) -> Tensor:
+def padded(
+    activation: Activation,
+    tokens_AD: Tensor,
+    segments: Segments,
+    parameters: Sequence[Tensor],
+    mask_AF: Tensor | None = None,
+) -> Tensor:
     """Return the outputs of the blocks, (A, D); see ``feed_forward.loop``.
 
     Any device, dtype and version of torch computes this. The number of kernels does not depend on that of experts.
@@ -66,7 +73,8 @@ def padded(activation: Activation, tokens_AD: Tensor, segments: Segments, parame
     x_NXD = slots.place(x_AD).view(len(w1_NFD), -1, x_AD.shape[1])
     x_NXD = _BatchedScale.apply(x_NXD, norm_weight_ND, norm_bias_ND, w1_NFD.dtype)
     hidden_NXF = _BatchedLinear.apply(x_NXD, w1_NFD, b1_NF)
-    outputs_NXD = _BatchedLinear.apply(activation(hidden_NXF), w2_NDF, b2_ND)
+    mask_NXF = None if mask_AF is None else slots.place(mask_AF).view_as(hidden_NXF)
+    outputs_NXD = _BatchedLinear.apply(masked(activation(hidden_NXF), mask_NXF), w2_NDF, b2_ND)
     return slots.take(outputs_NXD.flatten(0, 1))
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moec_fairseq.moe.clusters import ExpertClusters
+from moec_fairseq.moe.fused import MIN_NORM, MIN_TEMPERATURE, CosineRouting
 
 INITIAL_TEMPERATURE = 0.07
 # names of parameters up to version 0.2 -> names now
@@ -44,7 +45,7 @@ class Routing:
     gate_T: Tensor
 
 
-def cosine_scores(queries_TK: Tensor, embeddings_SK: Tensor, min_norm: float = 1e-4) -> Tensor:
+def cosine_scores(queries_TK: Tensor, embeddings_SK: Tensor, min_norm: float = MIN_NORM) -> Tensor:
     """Return the cosine of each query and each embedding, (T, S); norms are floored at ``min_norm``."""
     return F.linear(F.normalize(queries_TK, dim=-1, eps=min_norm), F.normalize(embeddings_SK, dim=-1, eps=min_norm))
 
@@ -82,7 +83,7 @@ class Router(nn.Module):
         ValueError: unknown score, or a negative ``reduced_dim``.
     """
 
-    min_temperature: Final[float] = 1e-4
+    min_temperature: Final[float] = MIN_TEMPERATURE
 
     def __init__(
         self, dim: int, clusters: ExpertClusters, score: str = "cosine", reduced_dim: int = 32, fp32: bool = True
@@ -108,11 +109,23 @@ class Router(nn.Module):
         # autocast would lower the precision of the products below
         precision = torch.autocast(tokens_TD.device.type, enabled=False) if self.fp32 else nullcontext()
         with precision:
-            scores_TS, expert_T, gate_T = self.assign(tokens_TD, active_ids_S)
+            if self.fp32 and self.score is cosine_scores and tokens_TD.device.type != "cpu":
+                scores_TS, index_T, gate_T = CosineRouting.apply(*self._operands(tokens_TD, active_ids_S))
+                expert_T = active_ids_S[index_T]
+            else:
+                scores_TS, expert_T, gate_T = self.assign(tokens_TD, active_ids_S)
         return Routing(self.clusters, active_ids_S, scores_TS, expert_T, gate_T)
 
     def assign(self, tokens_TD: Tensor, active_ids_S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return scores (T, S), expert (T,) and gate (T,); TorchScript compiles this, too."""
+        queries_TK, embeddings_SK, temperature = self._operands(tokens_TD, active_ids_S)
+        scores_TS = replace_non_finite(self.score(queries_TK, embeddings_SK))
+        best_T, index_T = scores_TS.max(dim=-1)
+        gate_T = torch.sigmoid(best_T / temperature.to(best_T.dtype).clamp(min=self.min_temperature))
+        return scores_TS, active_ids_S[index_T], gate_T
+
+    def _operands(self, tokens_TD: Tensor, active_ids_S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries (T, K), embeddings of the active experts (S, K), temperature (1,)."""
         dtype = torch.promote_types(tokens_TD.dtype, torch.float32) if self.fp32 else self.expert_embeddings_NK.dtype
         queries_TK = tokens_TD.to(dtype)
         if self.query_proj is not None:
@@ -120,7 +133,4 @@ class Router(nn.Module):
         embeddings_SK = self.expert_embeddings_NK.to(dtype)
         if len(active_ids_S) < len(embeddings_SK):
             embeddings_SK = embeddings_SK[active_ids_S]
-        scores_TS = replace_non_finite(self.score(queries_TK, embeddings_SK))
-        best_T, index_T = scores_TS.max(dim=-1)
-        gate_T = torch.sigmoid(best_T / self.temperature.to(best_T.dtype).clamp(min=self.min_temperature))
-        return scores_TS, active_ids_S[index_T], gate_T
+        return queries_TK, embeddings_SK, self.temperature.to(dtype)

@@ -33,18 +33,14 @@ def model_sums(
         num_layers: MoE layers of the model.
     """
     in_clusters, tokens_per_expert_LN = statistics.in_clusters, statistics.tokens_per_expert_LN
-    relative_spread_LC = in_clusters.variance_LC.sqrt() / in_clusters.mean_LC.clamp(min=1e-6)
-    spread_L = in_clusters.over_clusters(relative_spread_LC) * statistics.num_tokens_L
+    spread_L = in_clusters.over_clusters(in_clusters.squared_cv_LC.sqrt()) * statistics.num_tokens_L
     of_batch = [*losses, spread_L, gap_between_best_clusters(in_clusters)]
     if statistics.world_size is not None:  # all ranks have the same, and add it up
         of_batch = [value_L / statistics.world_size for value_L in of_batch]
     entropy_L = joined([torch.special.entr(p_LTS).sum(dim=(-2, -1)) for p_LTS in statistics.probabilities_LTS])
     overflow_L = stacked([record.overflow for record in records]).to(entropy_L.dtype)
     per_layer = [value_L.unsqueeze(-1) for value_L in (*of_batch, entropy_L, overflow_L)]
-    if statistics.num_experts == statistics.clusters.num_experts:
-        active_LN = torch.ones_like(tokens_per_expert_LN)
-    else:
-        active_LN = torch.zeros_like(tokens_per_expert_LN).scatter(-1, statistics.active_ids_LS, 1.0)
+    active_LN = stacked([record.active_N for record in records]).to(entropy_L.dtype)
     sums_LM = torch.cat([*per_layer, tokens_per_expert_LN, active_LN], dim=-1).float()
     return _in_place([record.layer_index for record in records], sums_LM, num_layers)
 

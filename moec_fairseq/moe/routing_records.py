@@ -20,7 +20,8 @@ class RoutingRecord:
         layer_index: index of the MoE layer in the model.
         routing: the router's decision.
         tokens_per_expert_N: tokens routed to each expert, including those above its capacity, int64.
-        overflow: tokens above capacity, int64, shape ().
+        overflow: tokens above capacity, shape ().
+        active_N: 1 for the experts that are active, 0 for the others, float32.
         equal_clusters: equally many experts of each cluster are active; False: perhaps not.
     """
 
@@ -28,6 +29,7 @@ class RoutingRecord:
     routing: Routing
     tokens_per_expert_N: Tensor
     overflow: Tensor
+    active_N: Tensor
     equal_clusters: bool = False
 
 

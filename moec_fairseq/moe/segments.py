@@ -50,22 +50,23 @@ class Segments:
     device, ``counts`` is the only thing that the host waits for; ``equal`` needs it, ``spaced`` does not.
 
     Attributes:
-        counts_N: tokens of each expert, int64.
-        num_tokens: their sum A, which the host knows from the shape of the tokens.
-        known_counts: ``counts_N`` on the host, if it has been read there already.
+        expert_A: expert of each token, ascending, int64.
+        num_experts: N.
     """
 
-    counts_N: Tensor
-    num_tokens: int
-    known_counts: list[int] | None = None
+    expert_A: Tensor
+    num_experts: int
+
+    @cached_property
+    def counts_N(self) -> Tensor:
+        """Tokens of each expert, int64."""
+        return self._start_M.diff()
 
     @cached_property
     def counts(self) -> list[int]:
         """Tokens of each expert, on the host."""
-        if self.known_counts is not None:
-            return self.known_counts
         # all of them cost no more than the largest one: the time is that of waiting for the device
-        return self.counts_N.tolist() if self.num_tokens else [0] * len(self.counts_N)
+        return self.counts_N.tolist() if len(self.expert_A) else [0] * self.num_experts
 
     @property
     def largest(self) -> int:
@@ -73,35 +74,41 @@ class Segments:
         return max(self.counts)
 
     @cached_property
-    def ends_N(self) -> Tensor:
-        """End of each expert's tokens, int64."""
-        return self.counts_N.cumsum(0)
-
-    @cached_property
-    def expert_A(self) -> Tensor:
-        """Expert of each token, int64."""
-        return torch.searchsorted(self.ends_N, self._position_A, right=True)
+    def position_in_expert_A(self) -> Tensor:
+        """Position of each token among those of its expert, from 0."""
+        return self._position_A - self._start_M.index_select(0, self.expert_A)
 
     @cached_property
     def equal(self) -> Slots:
         """As many slots for each expert as the fullest one has tokens, and at least one."""
         size = max(1, self.largest)
-        position_in_expert_A = self._position_A - (self.ends_N - self.counts_N).index_select(0, self.expert_A)
-        slot_A = torch.add(position_in_expert_A, self.expert_A, alpha=size)
-        return Slots(slot_A, len(self.counts_N) * size)
+        return Slots(torch.add(self.position_in_expert_A, self.expert_A, alpha=size), self.num_experts * size)
 
     @cached_property
     def spaced(self) -> SpacedSlots:
         """One slot more for each expert than it has tokens."""
-        ends_N = (self.counts_N + 1).cumsum(0, dtype=torch.int32)
-        num_slots = self.num_tokens + len(self.counts_N)
-        position_X = torch.arange(num_slots, dtype=torch.int32, device=ends_N.device)
-        expert_X = torch.searchsorted(ends_N, position_X, right=True, out_int32=True)
-        return SpacedSlots(self._position_A + self.expert_A, num_slots, expert_X, ends_N)
+        ends_N = self._start_M[1:] + self._id_M[1:]
+        num_slots = len(self.expert_A) + self.num_experts
+        expert_X = torch.searchsorted(ends_N, self._numbers[:num_slots], right=True, out_int32=True)
+        return SpacedSlots(self._position_A + self.expert_A, num_slots, expert_X, ends_N.to(torch.int32))
 
     @cached_property
+    def _start_M(self) -> Tensor:
+        """Position of the first token of each expert, and of one expert more: A."""
+        # bincount would wait for a GPU
+        return torch.searchsorted(self.expert_A, self._id_M)
+
+    @property
+    def _id_M(self) -> Tensor:
+        return self._numbers[: self.num_experts + 1]
+
+    @property
     def _position_A(self) -> Tensor:
-        return torch.arange(self.num_tokens, device=self.counts_N.device)
+        return self._numbers[: len(self.expert_A)]
+
+    @cached_property
+    def _numbers(self) -> Tensor:
+        return torch.arange(len(self.expert_A) + self.num_experts + 1, device=self.expert_A.device)
 
 
 class _Place(torch.autograd.Function):
@@ -111,7 +118,9 @@ class _Place(torch.autograd.Function):
     def forward(ctx: Any, rows_AD: Tensor, slots: Slots) -> Tensor:
         """Return (num_slots, D)."""
         ctx.slots = slots
-        return rows_AD.new_zeros(slots.num_slots, rows_AD.shape[1]).index_copy_(0, slots.slot_A, rows_AD)
+        full = len(rows_AD) == slots.num_slots  # then there is nothing to fill with zeros
+        slots_XD = (rows_AD.new_empty if full else rows_AD.new_zeros)((slots.num_slots, rows_AD.shape[1]))
+        return slots_XD.index_copy_(0, slots.slot_A, rows_AD)
 
     @staticmethod
     def backward(ctx: Any, gradient_XD: Tensor) -> tuple[Tensor, None]:

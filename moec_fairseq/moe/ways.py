@@ -12,7 +12,7 @@ from moec_fairseq.moe.padded import padded, padding_pays
 from moec_fairseq.moe.segments import Segments
 from moec_fairseq.moe.torch_features import HAS_GROUPED_MM
 
-Way = Callable[[Activation, Tensor, Segments, Sequence[Tensor]], Tensor]
+Way = Callable[[Activation, Tensor, Segments, Sequence[Tensor], Tensor | None], Tensor]
 
 WAYS: dict[str, Way] = {"loop": loop, "padded": padded, "grouped": grouped}
 

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from itertools import islice
 from multiprocessing import get_context
@@ -61,6 +61,30 @@ def _copy(lines: Iterable[str], log: TextIO) -> None:
     log.writelines(lines)
 
 
+def start_module(
+    module: str, *arguments: object, output: int | TextIO, environment: Mapping[str, str] | None = None
+) -> "subprocess.Popen[str]":
+    """Start a module with the Python of this process, in a session of its own, which ends when this process does.
+
+    Args:
+        module: its name.
+        arguments: of the module.
+        output: takes what it prints.
+        environment: variables set for it beside those of this process.
+    """
+    own = {"PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore", "PYTHONUTF8": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", __spec__.name, str(os.getpid()), module, *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, **own, **(environment or {})},
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+    )
+
+
 def run_fairseq(name: str, *arguments: object, log: Path, read: Reader = _copy) -> None:
     """Run ``fairseq-NAME`` with the Python of this process.
 
@@ -73,21 +97,9 @@ def run_fairseq(name: str, *arguments: object, log: Path, read: Reader = _copy) 
     Raises:
         ValueError: it failed; says why.
     """
-    module = f"fairseq_cli.{name}"
-    command = [sys.executable, "-m", __spec__.name, str(os.getpid()), module, *map(str, arguments)]
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore", "PYTHONUTF8": "1"}
     with (
         log.open("w", encoding="utf-8") as file,
-        subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=True,
-        ) as process,
+        start_module(f"fairseq_cli.{name}", *arguments, output=subprocess.PIPE) as process,
     ):
         assert process.stdout is not None
         try:

@@ -38,7 +38,7 @@ def progress_bar(total: int, unit: str, file: TextIO) -> "tqdm[Any]":
     return tqdm(total=total, unit=unit, file=_Lines(file), bar_format=LINE, mininterval=30, maxinterval=60)
 
 
-def _start_at(bar: "tqdm[Any]", done: int) -> None:
+def start_at(bar: "tqdm[Any]", done: int) -> None:
     """Let the clock begin now, with so much done by an earlier run."""
     bar.initial = bar.n = bar.last_print_n = done
     bar.start_t = bar.last_print_t = time.time()
@@ -47,10 +47,10 @@ def _start_at(bar: "tqdm[Any]", done: int) -> None:
 def show_training(line: str, bar: "tqdm[Any]") -> None:
     """Take in one line of fairseq-train."""
     if resumed := RESUMED.search(line):
-        _start_at(bar, int(resumed[1]))
+        start_at(bar, int(resumed[1]))
         tqdm.write(f"  resuming from update {resumed[1]}", file=bar.fp)
     elif "Start iterating over samples" in line and bar.n == bar.initial:  # not again at every epoch
-        _start_at(bar, int(bar.n))
+        start_at(bar, int(bar.n))
     elif found := STATISTICS.search(line):
         tag, values = found[1], json.loads(found[2])
         if tag == "train_inner":

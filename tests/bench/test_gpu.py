@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 
-from moec_fairseq.bench import gpu_checks
+from moec_fairseq.bench import gpu, gpu_checks
 from moec_fairseq.bench.contenders import Shape, computed_by, moec_layer
 from moec_fairseq.bench.gpu import Part, layers, run
 from moec_fairseq.bench.gpu_checks import WARNING, errors, noted_waits
@@ -20,6 +20,7 @@ from moec_fairseq.bench.suites import bench
 from moec_fairseq.moe import experts as experts_module
 from moec_fairseq.moe.segments import Segments
 from moec_fairseq.moe.ways import WAYS, Work, choose
+from tests.python import forkserver
 
 SIZES_HERE, CPU = SIZES["small"].gpu, torch.device("cpu")
 TARGET = Target("speed", 1.0, 0.8, at_most=False)
@@ -46,7 +47,13 @@ def hangs(sizes, device):
     time.sleep(1000)
 
 
-def test_what_fails_is_told_and_the_rest_still_runs():
+@pytest.fixture
+def workers_of_forks(monkeypatch):
+    """Run parts in processes that need not import torch and fairseq first."""
+    monkeypatch.setattr(gpu, "get_context", lambda method: forkserver)
+
+
+def test_what_fails_is_told_and_the_rest_still_runs(workers_of_forks):
     parts = {"one": finds, "two": finds, "fails": fails, "three": finds, "dies": dies, "four": finds}
     parts = {name: Part(part) for name, part in parts.items()} | {"only there": Part(finds, needs_gpu=True)}
     found = {outcome.name: outcome for outcome in run(SIZES_HERE, CPU, parts)}
@@ -64,9 +71,9 @@ def test_what_fails_is_told_and_the_rest_still_runs():
     assert "RuntimeError: no such kernel" in outcome_table(found.values())
 
 
-def test_time_that_is_over():
-    (outcome,) = run(SIZES_HERE, CPU, {"hangs": Part(hangs)}, seconds_of_part=5)
-    assert (outcome.state, outcome.message) == ("failed", "still at it after 5 s")
+def test_time_that_is_over(workers_of_forks):
+    (outcome,) = run(SIZES_HERE, CPU, {"hangs": Part(hangs)}, seconds_of_part=2)
+    assert (outcome.state, outcome.message) == ("failed", "still at it after 2 s")
     (outcome,) = run(SIZES_HERE, CPU, {"one": Part(finds)}, seconds=0)
     assert outcome.state == "left out: the 0 s were over" and not outcome.rows
 
@@ -88,7 +95,7 @@ def test_skew_with_dropout():
 
 
 def test_one_way():
-    work, segments = Work("cpu", None, torch.float32, 2, 8, 8), Segments(torch.tensor([1, 1]), 2)
+    work, segments = Work("cpu", None, torch.float32, 2, 8, 8), Segments(torch.tensor([0, 1]), 2)
     with computed_by("padded"):
         assert experts_module.choose(work, segments) == "padded"
     with computed_by(None):
@@ -115,7 +122,7 @@ def sync_debug_mode(monkeypatch):
 
 
 def test_waits_are_noted_where_they_happen(sync_debug_mode):
-    own = Segments(torch.tensor([1, 1]), 2), Segments(torch.tensor([2, 0]), 2)
+    own = Segments(torch.tensor([0, 1]), 2), Segments(torch.tensor([0, 0]), 2)
     with noted_waits() as waits:
         assert [segments.counts for segments in own] == [[1, 1], [2, 0]]
         torch.ones(()).item()

@@ -1,12 +1,10 @@
 """Files that do not fit together are named, and nothing is written."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from moec_fairseq.checkpoint.sharded import open_checkpoint
+from tests.python import python_m
 
 from .made import EMBED, W1, load, names, save, split, whole
 
@@ -144,12 +142,7 @@ def test_command_line(tmp_path, command):
     save(tmp_path, "x", whole(), 2)
     (tmp_path / "x-rank-1.pt").unlink()
     name, *options = command
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "moec_fairseq", "checkpoint", name, tmp_path / "x.pt", *options]
-        + ["--out", tmp_path / "new.pt"],
-        capture_output=True,
-        text=True,
-    )
+    done = python_m("moec_fairseq", "checkpoint", name, tmp_path / "x.pt", *options, "--out", tmp_path / "new.pt")
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and "x-rank-1.pt" in done.stderr and done.stderr.count("\n") == 1
     assert names(tmp_path) == ["x-rank-0.pt"]

@@ -1,17 +1,15 @@
 """The tools on what fairseq-train has written, and fairseq-generate on what they write."""
 
 import re
-import subprocess
-import sys
 
 from tests.conftest import USER_DIR
+from tests.python import python_m
 
 from .made import assert_same, load
 
 
 def tool(*arguments):
-    command = [sys.executable, "-W", "ignore", "-m", "moec_fairseq", "checkpoint", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = python_m("moec_fairseq", "checkpoint", *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

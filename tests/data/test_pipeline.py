@@ -4,8 +4,6 @@ import bz2
 import gzip
 import lzma
 import random
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +14,7 @@ from moec_fairseq.data.archives import extract
 from moec_fairseq.data.published import _places, write_texts
 from moec_fairseq.data.recipes import read_recipe
 from moec_fairseq.data.text import raw_lines
+from tests.python import python_m
 
 from . import published
 
@@ -23,8 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def prepare(*arguments, cwd):
-    command = [sys.executable, "-W", "ignore", "-m", "moec_fairseq", "prepare", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+    return python_m("moec_fairseq", "prepare", *arguments, cwd=cwd)
 
 
 def lines(path):

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.python import python_m
+
 from . import published
 
 pytestmark = pytest.mark.usefixtures("signals_are_heard")
@@ -81,7 +83,7 @@ def test_killed_in_every_step(command, tmp_path):
         found = tmp_path / "killed" / result
         assert not (found.is_file() or any(path.suffix != ".part" for path in found.glob("*")))
     for out in ("killed", "whole"):
-        done = subprocess.run(command(out), capture_output=True, text=True)
+        done = python_m(*command(out)[3:])
         assert done.returncode == 0, done.stderr
     expected = files(tmp_path / "whole")
     assert files(tmp_path / "killed") == expected and len(expected) > 20
@@ -97,5 +99,5 @@ def test_a_full_disk(command, tmp_path):
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "make room on the disk and give the same command again" in done.stderr.splitlines()[-1]
     assert not list((tmp_path / "out/text").glob("*"))
-    done = subprocess.run(command("out"), capture_output=True, text=True)
+    done = python_m(*command("out")[3:])
     assert done.returncode == 0, done.stderr

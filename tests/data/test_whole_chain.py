@@ -2,16 +2,14 @@
 
 import csv
 import json
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 
+from tests.python import python_m
+
 from . import published
 
-LIMITS = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 SIZES = [
     f"model.{side}_{name}={value}"
     for side in ("encoder", "decoder")
@@ -19,11 +17,8 @@ SIZES = [
 ]
 
 
-def run(*arguments, cwd, **more):
-    command = [sys.executable, "-m", "moec_fairseq", *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=cwd, env=os.environ | LIMITS, timeout=300, **more
-    )
+def run(*arguments, cwd, stdin=""):
+    return python_m("moec_fairseq", *arguments, cwd=cwd, stdin=stdin)
 
 
 @pytest.fixture
@@ -103,7 +98,7 @@ def test_from_archives_to_scores(trained):
 
     # plain text to plain text, in order
     text = "The house is red .\n\nThe dog sleeps .\n"
-    done = run("translate", "checkpoints/small_moec/seed1", "--beam", 2, cwd=trained, input=text)
+    done = run("translate", "checkpoints/small_moec/seed1", "--beam", 2, cwd=trained, stdin=text)
     assert done.returncode == 0, done.stderr
     first, empty, third = done.stdout.splitlines()
     assert first and third and not empty and "\u2581" not in done.stdout and "2/2 sentences" in done.stderr

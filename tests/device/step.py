@@ -7,7 +7,8 @@ of fairseq's trainer: forward, backward, clip, update; then the log.
 import json
 import os
 import sys
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -49,18 +50,44 @@ def move(model: torch.nn.Module, dtype: torch.dtype) -> None:
             setattr(module, name, buffer.to(DEVICE, dtype if buffer.is_floating_point() else None))
 
 
-def kernels_of_layer(layer: MoELayer, watch: Watch) -> int:
-    """Return the kernels of forward and backward of a layer with its losses and metrics, (20, 8, D), no padding."""
-    dtype = layer.experts.sublayers[0].w1_NFD.dtype
-    hidden = torch.randn(20, 8, layer.router.query_proj.in_features).to(DEVICE, dtype).requires_grad_()
-    before = watch.kernels.total()
+def autocast(precision: str) -> AbstractContextManager[Any]:
+    return torch.autocast(DEVICE, torch.float16) if precision == "amp" else nullcontext()
+
+
+def pass_layer(layer: MoELayer, hidden: torch.Tensor, watch: Watch, precision: str) -> list[torch.Tensor]:
+    """Return the outputs, losses, metrics and gradients of a layer, as the first pass of an update."""
+    layer.zero_grad()
+    hidden.requires_grad_()
     with watch.recording(), layer.collector.collect() as records:
-        output = layer(hidden)
+        with autocast(precision):
+            output = layer(hidden)
         statistics = gate_statistics(records)
         losses = GateLoss()(statistics)
-        model_sums(records, statistics, losses, layer.layer_index + 1)
-        torch.autograd.backward([output, *losses], [torch.ones_like(output), *map(torch.ones_like, losses)])
-    return watch.kernels.total() - before
+        sums = model_sums(records, statistics, losses, layer.layer_index + 1)
+    gradients = [torch.ones_like(tensor) for tensor in (output, *losses)]  # they come from outside
+    with watch.recording():
+        torch.autograd.backward([output, *losses], gradients)
+    return [output - hidden, *losses, sums, *(t.grad for t in (hidden, *layer.parameters()))]
+
+
+def layer_alone(layer: MoELayer, on_cpu: MoELayer, watch: Watch, precision: str) -> dict[str, Any]:
+    """Return the kernels of one pass, and its largest difference from the same in float32 on the CPU.
+
+    The input is (20, 8, D), without padding. Differences are relative to the norm of each tensor.
+    """
+    dtype = layer.experts.sublayers[0].w1_NFD.dtype
+    hidden = torch.randn(20, 8, layer.router.query_proj.in_features).to(dtype)
+    torch.nn.init.normal_(on_cpu.experts.sublayers[0].w2_NDF, std=0.3)  # a new expert is the identity
+    with torch.no_grad():
+        for theirs, ours in zip(on_cpu.parameters(), layer.parameters(), strict=True):
+            ours.copy_(theirs.to(dtype).to(DEVICE))
+            theirs.copy_(theirs.to(dtype))
+    before = watch.kernels.total()
+    found = pass_layer(layer, hidden.to(DEVICE), watch, precision)
+    kernels = watch.kernels.total() - before
+    expected = pass_layer(on_cpu, hidden.float(), watch, "fp32")
+    pairs = [(a.detach().to("cpu").double(), b.detach().double()) for a, b in zip(found, expected, strict=True)]
+    return {"layer_kernels": kernels, "difference": max(float((a - b).norm() / b.norm()) for a, b in pairs)}
 
 
 def main(precision: str, experts: int, folder: Path) -> None:
@@ -72,6 +99,7 @@ def main(precision: str, experts: int, folder: Path) -> None:
     pad = task.source_dictionary.pad()
     watch = Watch()
     with Factories(), watch:
+        on_cpu = deepcopy(model.moe_layers[0])
         move(model.train(), PRECISIONS[precision])
         fused_adam.FUSED_ADAMW_DEVICES |= {DEVICE}
         optimizer = fused_adam.SinglePassAdam(model.parameters(), lr=1e-3)
@@ -81,9 +109,8 @@ def main(precision: str, experts: int, folder: Path) -> None:
                 stack: int((batch["net_input"][name] != pad).sum()) for stack, name in inputs.items()
             }
             sample = apply_to_sample(lambda tensor: tensor.to(DEVICE), batch)
-            autocast = torch.autocast(DEVICE, torch.float16) if precision == "amp" else nullcontext()
             with watch.recording() if update else nullcontext():
-                with autocast:
+                with autocast(precision):
                     loss, sample_size, log = criterion(model, sample)
                 loss.backward()
                 utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -92,11 +119,11 @@ def main(precision: str, experts: int, folder: Path) -> None:
             with watch.recording() if update else nullcontext(), metrics.aggregate("train"):
                 criterion.reduce_metrics([log])
         log_waits, step_kernels = watch.waits - step_waits, watch.kernels.total()
-        layer_kernels = kernels_of_layer(model.moe_layers[0], watch)
+        layer = layer_alone(model.moe_layers[0], on_cpu, watch, precision)
     assert libraries  # they work as long as they are kept
     counters = {"waits": step_waits, "log_waits": log_waits, "mixed": watch.mixed, "failing": watch.failing}
     counted = {name: [[*key, n] for key, n in counter.items()] for name, counter in counters.items()}
-    print(json.dumps(counted | {"kernels": step_kernels, "layer_kernels": layer_kernels}))
+    print(json.dumps(counted | layer | {"kernels": step_kernels}))
 
 
 if __name__ == "__main__":

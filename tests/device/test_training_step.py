@@ -1,17 +1,13 @@
 """A training step as a GPU would see it: where the host waits, dtypes that CUDA rejects, number of kernels."""
 
 import json
-import os
-import subprocess
-import sys
 from functools import lru_cache
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.python import ROOT, python_m
 
 try:
     from torch.utils.backend_registration import _setup_privateuseone_for_python_backend  # noqa: F401
@@ -22,15 +18,14 @@ except ImportError:
 @lru_cache
 def step(precision: str, experts: int = 8) -> dict[str, Any]:
     with TemporaryDirectory() as folder:
-        command = [sys.executable, "-W", "ignore", "-m", "tests.device.step", precision, str(experts), folder]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=200)
+        done = python_m("tests.device.step", precision, experts, folder, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-PRECISIONS = ["fp32", "bf16", "fp16", "amp"]
+# and how far a layer may be from itself in float32 on the CPU, relative to the norm of each output and gradient
+PRECISIONS = {"fp32": 1e-5, "bf16": 1e-1, "fp16": 2e-2, "amp": 2e-2}
 
 
 def ours(waits: list[list[Any]]) -> dict[str, int]:
@@ -51,8 +46,18 @@ def test_nothing_that_cuda_rejects(precision):
     assert found["failing"] == [] and found["mixed"] == []
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_device_computes_what_the_cpu_does(precision):
+    assert step(precision)["difference"] <= PRECISIONS[precision]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_kernels_of_a_layer(precision):
+    assert step(precision)["layer_kernels"] <= 120
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_kernels_do_not_depend_on_the_number_of_experts(precision):
     few, many = step(precision, 8), step(precision, 64)
     assert few["kernels"] == many["kernels"]
-    assert few["layer_kernels"] == many["layer_kernels"] <= 220
+    assert few["layer_kernels"] == many["layer_kernels"]

@@ -6,17 +6,16 @@ import sys
 
 import torch
 
-
-def command(*arguments):
-    return [sys.executable, "-u", "-W", "ignore", "-m", "moec_fairseq", "evaluate", *map(str, arguments)]
+from tests.python import python_m
 
 
 def evaluate(*arguments):
-    return subprocess.run(command(*arguments), capture_output=True, text=True)
+    return python_m("moec_fairseq", "evaluate", *arguments)
 
 
 def kill_while_it_translates(*arguments):
-    with subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    command = [sys.executable, "-u", "-W", "ignore", "-m", "moec_fairseq", "evaluate", *map(str, arguments)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         for line in process.stdout:
             if line == "translations ...\n":
                 break

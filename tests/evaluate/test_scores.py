@@ -1,7 +1,5 @@
 import logging
 import math
-import subprocess
-import sys
 
 import pytest
 
@@ -19,6 +17,7 @@ from moec_fairseq.evaluate.scores import (
     split_compounds,
     tokenised_bleu,
 )
+from tests.python import forkserver
 
 SENTENCE = "the cat sat on the mat today"
 
@@ -139,19 +138,19 @@ def test_a_text_of_the_same_name_stays(tmp_path):
     assert (tmp_path / "README.md").read_text() == "mine"
 
 
-ADD = """
-import sys
-from pathlib import Path
-from moec_fairseq.evaluate.scores import add_row
-for n in range(20):
-    add_row(Path(sys.argv[1]), {"system": sys.argv[2], "set": str(n), "model": "x", "BLEU": "1"})
-"""
+def add_twenty(table, system):
+    for n in range(20):
+        add_row(table, {"system": system, "set": str(n), "model": "x", "BLEU": "1"})
 
 
 def test_two_commands_fill_one_table(tmp_path):
     table = tmp_path / "results.csv"
-    both = [subprocess.Popen([sys.executable, "-c", ADD, table, name]) for name in ("dense", "moec")]
-    assert [process.wait(timeout=60) for process in both] == [0, 0]
+    both = [forkserver.Process(target=add_twenty, args=(table, name)) for name in ("dense", "moec")]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(60)
+    assert [process.exitcode for process in both] == [0, 0]
     assert len(read_table(table)) == 40
 
 

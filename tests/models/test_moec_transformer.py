@@ -51,6 +51,7 @@ def test_flags_reach_the_layers(build):
     model = build(
         "--moe-expert-count", "12", "--moec-cluster-count", "3", "--moec-router", "dot", "--moec-router-dim", "0",
         "--moe-capacity-factor", "0.5", "--moec-expert-dropout", "0.25", "--moec-expert-dropout-interval", "7",
+        "--moec-activation-dropout", "0.2",
         "--moec-expert-dropout-scope", "global", "--no-moe-gating-use-fp32", "--moec-variance", "global",
         "--moe-freq", "1", "--seed", "5",
     ).model  # fmt: skip
@@ -60,6 +61,7 @@ def test_flags_reach_the_layers(build):
         assert (layer.router.clusters.num_experts, layer.router.clusters.num_clusters) == (12, 3)
         assert layer.router.score.__name__ == "dot_scores" and layer.router.query_proj is None
         assert layer.capacity_factor == 0.5 and not layer.router.fp32
+        assert all(block.activation_dropout == 0.2 for block in layer.experts.sublayers)
         assert (layer.dropout.rate, layer.dropout.interval, layer.dropout.scope, layer.dropout.seed) == (
             0.25,
             7,
@@ -174,7 +176,7 @@ def test_active_follow_updates_not_forward_passes(build):
         built.model.set_num_updates(update)
         for _ in range(3):  # micro-batches of one update
             built.model(**built.batch()["net_input"])
-            drawn.append(layer.active_ids(device).tolist())
+            drawn.append(layer.active_experts(device)[0].tolist())
     assert all(drawn[i] == drawn[i - i % 6] for i in range(len(drawn)))
     assert len({tuple(d) for d in drawn}) > 1
 

@@ -33,25 +33,25 @@ class StubRouter(nn.Module):
 
 
 class MultiplyingExperts(nn.Module):
-    """Expert i multiplies its tokens by ``factors[i]``."""
+    """Expert i multiplies its tokens by ``factors[i]``: it adds ``factors[i] − 1`` times the token."""
 
     def __init__(self, factors: list[float]) -> None:
         super().__init__()
         self.factors_N = torch.tensor(factors)
 
-    def forward(self, tokens_AD: Tensor, counts_N: Tensor) -> Tensor:
-        return tokens_AD * self.factors_N.repeat_interleave(counts_N).unsqueeze(-1)
+    def forward(self, tokens_AD: Tensor, segments: Segments) -> Tensor:
+        return tokens_AD * (self.factors_N[segments.expert_A] - 1).unsqueeze(-1)
 
 
 def segments_of(counts: list[int], device: str = "cpu") -> Segments:
     """Return the segments of a batch in which expert i has ``counts[i]`` tokens."""
-    return Segments(torch.tensor(counts, dtype=torch.long, device=device), sum(counts))
+    counts_N = torch.tensor(counts, dtype=torch.long)
+    return Segments(torch.arange(len(counts)).repeat_interleave(counts_N).to(device), len(counts))
 
 
 def by_plain_autograd(block: ExpertSublayer, tokens_AD: Tensor, segments: Segments, parameters: None = None) -> Tensor:
     """What ``block`` computes, without the hand-written backward pass: its reference."""
-    expert_A = torch.arange(len(segments.counts)).repeat_interleave(segments.counts_N)
-    return tokens_AD + block.residual(tokens_AD, expert_A)
+    return block.residual(tokens_AD, segments.expert_A)
 
 
 def grouped_mm_by_loop(a: Tensor, b: Tensor, ends_N: Tensor) -> Tensor:
@@ -117,6 +117,11 @@ def real_layer(
     return layer
 
 
+def active_of(ids_S: Tensor, num_experts: int) -> Tensor:
+    """Return 1 for the experts that are active, 0 for the others, (N,)."""
+    return torch.isin(torch.arange(num_experts), ids_S).float()
+
+
 def record_of(
     probabilities: list[list[float]],
     chosen: list[int],
@@ -131,7 +136,8 @@ def record_of(
     expert_T = torch.tensor(chosen, dtype=torch.long)
     tokens_per_expert_N = torch.bincount(expert_T, minlength=clusters.num_experts)
     routing = Routing(clusters, active_ids_S, scores_TS, expert_T, torch.full((len(chosen),), 0.5))
-    return RoutingRecord(layer, routing, tokens_per_expert_N, torch.tensor(overflow))
+    active_N = active_of(active_ids_S, clusters.num_experts)
+    return RoutingRecord(layer, routing, tokens_per_expert_N, torch.tensor(overflow), active_N)
 
 
 def random_records(
@@ -154,5 +160,6 @@ def random_records(
         scores_TS = scores_TS.to(device).requires_grad_()
         routing = Routing(clusters, active_ids_S.to(device), scores_TS, expert_T.to(device), torch.ones(num_tokens))
         overflow = torch.tensor(num_tokens // 10).to(device)
-        records.append(RoutingRecord(layer, routing, counts_N, overflow, dropout.equal_clusters))
+        active_N = active_of(active_ids_S, clusters.num_experts).to(device)
+        records.append(RoutingRecord(layer, routing, counts_N, overflow, active_N, dropout.equal_clusters))
     return records

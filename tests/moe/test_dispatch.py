@@ -26,13 +26,13 @@ def test_tokens_are_grouped_by_expert_in_the_order_of_the_batch():
     _, dispatched = dispatch([3, 0, 3, 1, 0])
     assert dispatched.accepted_A.tolist() == [1, 4, 3, 0, 2]
     assert dispatched.tokens_AD[:, 0].tolist() == [1, 4, 3, 0, 2]
-    assert dispatched.counts_N.tolist() == dispatched.tokens_per_expert_N.tolist() == [2, 1, 0, 2]
+    assert dispatched.segments.counts_N.tolist() == dispatched.tokens_per_expert_N.tolist() == [2, 1, 0, 2]
 
 
 def test_capacity_keeps_the_first_tokens_of_each_expert():
     _, dispatched = dispatch([3, 0, 3, 3, 0, 1], capacity=1)
     assert dispatched.accepted_A.tolist() == [1, 5, 0]
-    assert dispatched.counts_N.tolist() == [1, 1, 0, 1]
+    assert dispatched.segments.counts_N.tolist() == [1, 1, 0, 1]
     assert dispatched.tokens_per_expert_N.tolist() == [2, 1, 0, 3]
 
 
@@ -67,7 +67,7 @@ def test_against_a_naive_reference(chosen, capacity):
     wanted = [[t for t, expert in enumerate(chosen) if expert == i] for i in range(EXPERTS)]
     accepted = [tokens[:capacity] for tokens in wanted]
     assert dispatched.tokens_per_expert_N.tolist() == [len(tokens) for tokens in wanted]
-    assert dispatched.counts_N.tolist() == [len(tokens) for tokens in accepted]
+    assert dispatched.segments.counts_N.tolist() == [len(tokens) for tokens in accepted]
     assert dispatched.accepted_A.tolist() == sum(accepted, [])
     assert torch.equal(dispatched.tokens_AD, tokens_TD[dispatched.accepted_A])
 
@@ -76,7 +76,7 @@ def test_against_a_naive_reference(chosen, capacity):
 def test_empty_batch(capacity):
     tokens_TD, dispatched = dispatch([], capacity)
     assert dispatched.tokens_AD.shape == (0, 2)
-    assert dispatched.counts_N.tolist() == dispatched.tokens_per_expert_N.tolist() == [0] * EXPERTS
+    assert dispatched.segments.counts_N.tolist() == dispatched.tokens_per_expert_N.tolist() == [0] * EXPERTS
     assert LocalDispatcher(EXPERTS).combine(dispatched.tokens_AD, dispatched, 0).shape == (0, 2)
 
 

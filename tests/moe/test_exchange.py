@@ -22,12 +22,12 @@ def send(rank, world_size, kind, chosen, capacity=None):
     dispatcher = DISPATCHERS[kind](groups)
     tokens = numbered(rank, len(chosen[rank]))
     dispatched = dispatcher.dispatch(tokens, torch.tensor(chosen[rank], dtype=torch.long), capacity)
-    factors = torch.tensor([100.0 * (e + 1) for e in groups.shard.experts]).repeat_interleave(dispatched.counts_N)
+    factors = torch.tensor([100.0 * (e + 1) for e in groups.shard.experts])[dispatched.segments.expert_A]
     values = dispatcher.combine(dispatched.tokens_AD * factors.unsqueeze(-1), dispatched, len(tokens))
     values.sum().backward()
     return {
         "tokens": dispatched.tokens_AD.flatten().tolist(),
-        "counts": dispatched.counts_N.tolist(),
+        "counts": dispatched.segments.counts_N.tolist(),
         "tokens_per_expert": dispatched.tokens_per_expert_N.tolist(),
         "values": values.flatten().tolist(),
         "gradient": tokens.grad.flatten().tolist(),

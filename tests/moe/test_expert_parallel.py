@@ -47,20 +47,22 @@ def evaluate(rank, world_size):
     """Ranks take different numbers of evaluation steps; none may wait for another."""
     from moec_fairseq.moe.expert_parallel import ExpertParallelGroups
     from moec_fairseq.moe.experts import Experts
+    from moec_fairseq.moe.segments import Segments
 
     torch.manual_seed(1)
+    one_each = Segments(torch.arange(4), 4)
     experts = Experts(4, 2, 3, groups=ExpertParallelGroups.of_job(4))
     for block in experts.sublayers:
         block.b2_ND.data.copy_(torch.tensor([[10.0 * e, 0.0] for e in experts.groups.shard.experts]))
     experts.eval()
     with torch.no_grad():
-        outputs = [experts(torch.zeros(4, 2), torch.tensor([1, 1, 1, 1]))[:, 0] for _ in range(1 + 3 * rank)]
+        outputs = [experts(torch.zeros(4, 2), one_each)[:, 0] for _ in range(1 + 3 * rank)]
     experts.train()
     for block in experts.sublayers:
         block.b2_ND.data.add_(1)
     experts.eval()
     with torch.no_grad():
-        outputs.append(experts(torch.zeros(4, 2), torch.tensor([1, 1, 1, 1]))[:, 0])
+        outputs.append(experts(torch.zeros(4, 2), one_each)[:, 0])
     return [o.tolist() for o in outputs]
 
 

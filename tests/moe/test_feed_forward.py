@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from moec_fairseq.moe.expert_parallel import Shard
-from moec_fairseq.moe.experts import ExpertSublayer
+from moec_fairseq.moe.experts import Experts, ExpertSublayer
 from moec_fairseq.moe.feed_forward import loop
 
 from .stubs import by_plain_autograd, randomise, segments_of
@@ -56,17 +56,18 @@ def test_nothing_is_kept_without_gradients():
 
 
 def test_autocast_computes_in_its_dtype_and_keeps_that_of_the_stream():
-    block = ExpertSublayer(Shard(2), 16, 32, F.relu)
-    randomise(block)
+    experts = Experts(2, 16, 32)
+    randomise(experts)
     tokens = torch.randn(7, 16, requires_grad=True)
-    exact = block(tokens, segments_of([3, 4]))
+    exact = experts(tokens, segments_of([3, 4]))
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = block(tokens, segments_of([3, 4]))
+        rounded = experts(tokens, segments_of([3, 4]))
     assert rounded.dtype == torch.float32
     difference = (rounded - exact).abs().max() / exact.abs().max()
     assert 1e-5 < difference < 3e-2
     rounded.sum().backward()
-    assert block.w1_NFD.grad.dtype == torch.float32 and block.w1_NFD.grad.any()
+    w1_NFD = experts.sublayers[0].w1_NFD
+    assert w1_NFD.grad.dtype == torch.float32 and w1_NFD.grad.any()
 
 
 def test_forward_and_backward_of_a_model_in_bfloat16():

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moec_fairseq.moe.expert_dropout import ExpertDropout
+from moec_fairseq.moe.segments import Segments
 
 from .stubs import quick, randomise, real_layer, stub_layer
 
@@ -133,7 +134,7 @@ def test_against_the_equation(both_experts):
     tokens = torch.randn(7, 4, dtype=torch.float64)
     routing = layer.router(tokens, torch.arange(4))
     for t, (h, expert, alpha) in enumerate(zip(tokens, routing.expert_T, routing.gate_T, strict=True)):
-        expert_output = layer.experts(h.unsqueeze(0), torch.nn.functional.one_hot(expert, 4))[0]
+        expert_output = h + layer.experts(h.unsqueeze(0), Segments(expert.view(1), 4))[0]
         expected = alpha * expert_output + (1 - alpha) * h
         torch.testing.assert_close(layer(tokens.unsqueeze(1))[t, 0], expected)
     assert len(set(routing.expert_T.tolist())) > 1
@@ -165,7 +166,7 @@ def test_expert_dropout_only_while_training_and_redrawn_by_updates():
 
 def test_dropped_experts_get_no_gradient(both_experts):
     layer = real_layer(dropout=ExpertDropout(0.5))
-    active = layer.active_ids(torch.device("cpu")).tolist()
+    active = layer.active_experts(torch.device("cpu"))[0].tolist()
     layer(torch.randn(50, 2, 4)).square().sum().backward()
     for parameter in [layer.router.expert_embeddings_NK, *layer.experts.parameters()]:
         assert {i for i, own in enumerate(parameter.grad) if own.any()} == set(active)

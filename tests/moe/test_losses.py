@@ -126,7 +126,7 @@ def test_the_softmax_temperature_is_fixed():
     routing = Routing(
         ExpertClusters(2, 1), torch.arange(2), torch.tensor([[0.07, 0.0]]), torch.tensor([0]), torch.ones(1)
     )
-    record = RoutingRecord(0, routing, torch.tensor([1, 0]), torch.tensor(0))
+    record = RoutingRecord(0, routing, torch.tensor([1, 0]), torch.tensor(0), torch.ones(2))
     assert gate_statistics([record]).probabilities_LTS[0][0, 0].tolist() == pytest.approx([0.73105858, 0.26894142])
 
 
@@ -206,7 +206,8 @@ def test_sorted_form_equals_clusters_that_follow_the_order(seed, tokens):
 def with_scores(scores_TS: torch.Tensor, clusters: ExpertClusters = TWO_PAIRS) -> RoutingRecord:
     expert_T = scores_TS.argmax(dim=-1)
     routing = Routing(clusters, torch.arange(clusters.num_experts), scores_TS, expert_T, torch.ones(len(scores_TS)))
-    return RoutingRecord(0, routing, torch.bincount(expert_T, minlength=clusters.num_experts), torch.tensor(0))
+    counts_N = torch.bincount(expert_T, minlength=clusters.num_experts)
+    return RoutingRecord(0, routing, counts_N, torch.tensor(0), torch.ones(clusters.num_experts))
 
 
 @pytest.mark.parametrize("form", sorted(set(VARIANCES) - {"none"}))

@@ -1,5 +1,6 @@
 """Run functions in processes that form a job (gloo on this machine)."""
 
+import gc
 import io
 import tempfile
 import traceback
@@ -9,12 +10,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+
+from tests.python import forkserver
 
 PATIENCE = 240  # seconds for one function
 
 
 def _serve(rank: int, world_size: int, folder: str, connection: Connection) -> None:
+    gc.freeze()  # or it would copy, in order to look through it, all that the fork server has imported
     torch.set_num_threads(1)
     if world_size > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
@@ -35,13 +38,12 @@ class Job:
     """Processes that wait for functions to run together; starting them costs more than most functions."""
 
     def __init__(self, world_size: int) -> None:
-        context = mp.get_context("spawn")
         self.folder = tempfile.TemporaryDirectory()
         self.connections = []
         self.processes = []
         for rank in range(world_size):
-            here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, world_size, self.folder.name, there), daemon=True)
+            here, there = forkserver.Pipe()
+            process = forkserver.Process(target=_serve, args=(rank, world_size, self.folder.name, there), daemon=True)
             process.start()
             there.close()
             self.connections.append(here)

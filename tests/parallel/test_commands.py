@@ -1,11 +1,10 @@
 """fairseq-train as two processes, through its command line."""
 
-import multiprocessing
+import gc
 import os
 import random
 import re
 import socket
-import subprocess
 import sys
 import time
 import warnings
@@ -18,6 +17,7 @@ import torch
 import moec_fairseq  # noqa: F401  (what checkpoints may hold)
 from moec_fairseq.checkpoint.state import BUFFER, load_state
 from moec_fairseq.compat.versions import FUSED_WEIGHTS
+from tests.python import forkserver, python_m
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,13 +28,9 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-# starts processes that have imported fairseq already, which takes most of the time of these runs
-forkserver = multiprocessing.get_context("forkserver")
-forkserver.set_forkserver_preload(["fairseq_cli.train", "moec_fairseq"])
-
-
 def fairseq_train(arguments: list[str], log: Path) -> None:
     """Be ``fairseq-train``."""
+    gc.freeze()  # or it would copy, in order to look through it, all that the fork server has imported
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     with log.open("a") as file:
@@ -94,8 +90,8 @@ def model(save_dir: Path, name: str) -> dict[str, torch.Tensor]:
 
 
 def moec_checkpoint(*arguments: object) -> None:
-    command = [sys.executable, "-m", "moec_fairseq", "checkpoint", *map(str, arguments)]
-    subprocess.run(command, check=True, capture_output=True)
+    done = python_m("moec_fairseq", "checkpoint", *arguments)
+    assert done.returncode == 0, done.stderr
 
 
 SHORT = ("--max-update", 16)
@@ -166,21 +162,26 @@ def losses(save_dir: Path) -> dict[int, float]:
     return {int(update): float(loss) for loss, update in found}
 
 
-@pytest.mark.parametrize("ranks", [1, 4])
-def test_going_on_with_another_number_of_processes(reversal_data, tmp_path, ranks):
-    """Four batches make an update for each number of processes, always the same; router losses are those of fewer."""
+def four_batches(world_size: int) -> tuple[object, ...]:
+    """Make an update of four batches, always the same ones; router losses would be those of fewer."""
     flags = ("--max-sentences", 4, "--moec-expert-dropout", 0, "--moe-gate-loss-wt", 0, "--disable-validation")
+    return (*flags, "--update-freq", 4 // world_size, "--max-update", 12)
 
-    def batches(world_size: int) -> tuple[object, ...]:
-        return (*flags, "--update-freq", 4 // world_size)
 
-    whole, moved = tmp_path / "whole", tmp_path / "moved"
-    finish(start(reversal_data, whole, 2, *batches(2), "--max-update", 12, "--save-interval-updates", 6), whole)
-    moved.mkdir()
-    (name,) = {path.name.replace("-rank-0", "") for path in whole.glob("checkpoint_*_6-rank-0.pt")}
-    moec_checkpoint("reshard", whole / name, "--ranks", ranks, "--out", moved / "checkpoint_last.pt")
-    finish(start(reversal_data, moved, ranks, *batches(ranks), "--max-update", 12), moved)
-    there, here = losses(whole), losses(moved)
+@pytest.fixture(scope="module")
+def stayed(tmp_path_factory, reversal_data):
+    """Return the folder of two processes that have made their updates, saved after half of them, too."""
+    save_dir = tmp_path_factory.mktemp("stayed")
+    finish(start(reversal_data, save_dir, 2, *four_batches(2), "--save-interval-updates", 6), save_dir)
+    return save_dir
+
+
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_going_on_with_another_number_of_processes(stayed, reversal_data, tmp_path, ranks):
+    (name,) = {path.name.replace("-rank-0", "") for path in stayed.glob("checkpoint_*_6-rank-0.pt")}
+    moec_checkpoint("reshard", stayed / name, "--ranks", ranks, "--out", tmp_path / "checkpoint_last.pt")
+    finish(start(reversal_data, tmp_path, ranks, *four_batches(ranks)), tmp_path)
+    there, here = losses(stayed), losses(tmp_path)
     assert list(here) == list(range(7, 13))
     assert here == pytest.approx({update: there[update] for update in here}, rel=1e-3)
 

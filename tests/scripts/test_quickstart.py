@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.python import Done, python_m
+
 pytestmark = pytest.mark.usefixtures("signals_are_heard")
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +53,7 @@ def quickstart(*options: str | Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def only_line(result: subprocess.CompletedProcess[str]) -> str:
+def only_line(result: Done | subprocess.CompletedProcess[str]) -> str:
     """The one sentence with which a failed command explains itself."""
     assert result.returncode in (1, 2), result.stdout + result.stderr  # 2: argparse, which shows the usage, too
     lines = [line for line in result.stderr.splitlines() if "error: " in line]
@@ -149,7 +151,7 @@ def test_interrupted_and_started_again_it_goes_on_and_finishes(text: Path, tmp_p
     ],
 )
 def test_bad_option_is_explained_in_one_line(options: list[str], words: list[str]) -> None:
-    line = only_line(quickstart(*options))
+    line = only_line(python_m("moec_fairseq", "quickstart", "--cpu", *options))
     assert all(word in line for word in words), line
 
 

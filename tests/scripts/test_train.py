@@ -10,31 +10,38 @@ from pathlib import Path
 
 import pytest
 
+from tests.python import Done, python_m
+
 from ..parallel.test_commands import free_port
 
 pytestmark = pytest.mark.usefixtures("signals_are_heard")
 
 MOEC = (sys.executable, "-m", "moec_fairseq", "train")
+# Torch gives ranks that hang 30 seconds before it kills them.
+IMPATIENT = """
+import runpy
+from torch.distributed.elastic.multiprocessing.api import PContext
+from moec_fairseq.launch import ranks
+close, ranks.KILLED_AFTER = PContext.close, 3
+PContext.close = lambda ranks, death_sig=None, timeout=30: close(ranks, death_sig, 3)
+runpy.run_module("moec_fairseq", run_name="__main__", alter_sys=True)
+"""
 SIZES = ("layers=1", "embed_dim=32", "ffn_embed_dim=32")
 SMALL = [
     "task.source_lang=src", "task.target_lang=tgt", "dataset.max_tokens=300", "optimization.max_update=4",
     "model.encoder_moe_layers='1'", "model.decoder_moe_layers=1", "model.moec_token_shuffle=true",
     *(f"model.{side}_{size}" for side in ("encoder", "decoder") for size in SIZES),
 ]  # fmt: skip
+PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+ENVIRONMENT = {"PATH": PATH, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "2"}
 
 
-def environment(**more: str) -> dict[str, str]:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return os.environ | {"PATH": path, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "2"} | more
-
-
-def train(*arguments: object, cwd: Path, **more: str) -> "subprocess.CompletedProcess[str]":
-    command = [*MOEC, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment(**more), cwd=cwd, timeout=200)
+def train(*arguments: object, cwd: Path) -> Done:
+    return python_m("moec_fairseq", "train", *arguments, cwd=cwd, **ENVIRONMENT)
 
 
 def test_help():
-    done = subprocess.run([*MOEC, "--help"], capture_output=True, text=True)
+    done = python_m("moec_fairseq", "train", "--help")
     assert done.returncode == 0 and "--processes W" in done.stdout
 
 
@@ -75,11 +82,11 @@ def test_bad_input_ends_in_one_sentence(tmp_path, arguments, sentence):
     assert sentence in done.stderr.strip().splitlines()[-1] and "Traceback" not in done.stderr
 
 
-def start(*arguments: object, cwd: Path) -> "subprocess.Popen[str]":
+def start(*arguments: object, cwd: Path, moec: tuple[str, ...] = MOEC) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [*MOEC, *map(str, arguments)],
+        [*moec, *map(str, arguments)],
         cwd=cwd,
-        env=environment(),
+        env=os.environ | ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -114,18 +121,21 @@ def test_a_machine_that_never_comes(tmp_path, reversal_data):
     assert job.returncode == 1 and "the machines of this training have not met" in said and "imed out" in said
 
 
-def endless(tmp_path: Path, data: Path, processes: int, *options: object) -> "subprocess.Popen[str]":
+def endless(
+    tmp_path: Path, data: Path, processes: int, *options: object, moec: tuple[str, ...] = MOEC
+) -> "subprocess.Popen[str]":
     """Start a training that does not end by itself, and wait until it has begun."""
     sizes = [*(s for s in SMALL if "max_update" not in s), "optimization.max_update=100000", "common.log_interval=1"]
     log = tmp_path / "logs" / "moec_transformer" / "rank-0.log"
     log.unlink(missing_ok=True)
-    job = start("moec_transformer", f"task.data={data}", *sizes, "--processes", processes, *options, cwd=tmp_path)
+    given = ("moec_transformer", f"task.data={data}", *sizes, "--processes", processes, *options)
+    job = start(*given, cwd=tmp_path, moec=moec)
     wait_for(lambda: log.exists() and "num_updates=5," in log.read_text().replace('"', "").replace(": ", "="))
     return job
 
 
 def test_a_rank_that_hangs_and_a_launcher_that_dies(tmp_path, reversal_data):
-    job = endless(tmp_path, reversal_data, 2, "--rank-timeout", 5)
+    job = endless(tmp_path, reversal_data, 2, "--rank-timeout", 5, moec=(sys.executable, "-c", IMPATIENT, "train"))
     began = time.monotonic()
     # as a machine that has vanished: no connection is closed
     os.kill(running(tmp_path)[1], signal.SIGSTOP)
@@ -158,11 +168,8 @@ def test_two_machines_started_by_torchrun_train_one_model(tmp_path, reversal_dat
             *MOEC, "moec_transformer", f"task.data={reversal_data}",
             "checkpoint.save_dir=saved", *SMALL,
         ]  # fmt: skip
-        agents.append(
-            subprocess.Popen(
-                command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-            )
-        )
+        out = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        agents.append(subprocess.Popen(command, cwd=tmp_path, env=os.environ | ENVIRONMENT, **out))
     outputs = [agent.communicate(timeout=200)[0] for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], outputs
     saved = sorted(path.name for path in (tmp_path / "saved").glob("checkpoint_last*"))

@@ -2,24 +2,25 @@
 
 import errno
 import fcntl
-import subprocess
-import sys
+import os
+import signal
+import time
+from contextlib import redirect_stdout
 
 import pytest
 
 from moec_fairseq.util.files import alone_with
+from tests.python import forkserver
 
-COMMAND = """
-import sys, time
-from pathlib import Path
-from moec_fairseq.util.files import alone_with
-path, log = map(Path, sys.argv[1:])
-for _ in range(5):
-    with alone_with(path):
-        before = log.read_text()
-        time.sleep(0.05)
-        log.write_text(before + "x")
-"""
+
+def write_five(path, log, said):
+    """Add a letter to the log five times, each time alone."""
+    with said.open("w", buffering=1) as file, redirect_stdout(file):
+        for _ in range(5):
+            with alone_with(path):
+                before = log.read_text()
+                time.sleep(0.05)
+                log.write_text(before + "x")
 
 
 @pytest.mark.parametrize("name", ["folder", "file.csv"])
@@ -28,12 +29,19 @@ def test_one_after_the_other(tmp_path, name):
     log.touch()
     if name == "folder":
         path.mkdir()
-    command = [sys.executable, "-u", "-c", COMMAND, path, log]
+    said = [tmp_path / f"said{number}" for number in range(3)]
+    commands = [forkserver.Process(target=write_five, args=(path, log, file)) for file in said]
     with alone_with(path):
-        commands = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-        for process in commands:  # all are there, and begin together
-            assert process.stdout.readline() == f"another command is using {path}; waiting for it ...\n"
-    assert [process.wait(timeout=60) for process in commands] == [0, 0, 0]
+        for process in commands:
+            process.start()
+        for file, process in zip(said, commands, strict=True):  # all are there, and begin together
+            while not (file.exists() and file.read_text().endswith("\n")):
+                assert process.is_alive()
+                time.sleep(0.02)
+            assert file.read_text() == f"another command is using {path}; waiting for it ...\n"
+    for process in commands:
+        process.join(60)
+    assert [process.exitcode for process in commands] == [0, 0, 0]
     assert log.read_text() == "x" * 15
 
 
@@ -52,17 +60,15 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
         assert capsys.readouterr().out == ""
 
 
-KILLED = """
-import os, sys
-from pathlib import Path
-from moec_fairseq.util.files import alone_with
-with alone_with(Path(sys.argv[1])):
-    print("here", flush=True)
-    os.kill(os.getpid(), 9)
-"""
+def be_killed(path):
+    with alone_with(path):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_who_is_killed_keeps_nobody_waiting(tmp_path, capsys):
-    assert subprocess.run([sys.executable, "-c", KILLED, tmp_path], capture_output=True, text=True).stdout == "here\n"
+    process = forkserver.Process(target=be_killed, args=(tmp_path,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
     with alone_with(tmp_path):
         assert capsys.readouterr().out == ""

@@ -1,0 +1,197 @@
+"""The report of a study: rows of all cells, means and spread, a picture; made of the folders of the cells alone."""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from moec_fairseq.evaluate.scores import markdown_table, write_table
+from moec_fairseq.study.grid import Cell, Study
+from moec_fairseq.util.progress import RESUMED, STATISTICS
+
+Row = dict[str, Any]
+
+
+def write_report(study: Study, cells: Sequence[Cell], out: Path) -> None:
+    """Show what there is, and write it: all cells, means and spread of those that are finished, a picture.
+
+    Raises:
+        ValueError: the study asks for a column that no finished cell has.
+    """
+    rows = [_row(cell) for cell in cells]
+    shown = [*study.axes, "state", *study.columns, "reason"]
+    write_table(
+        out / "cells.csv",
+        [{column: _text(value) for column, value in row.items()} for row in rows],
+        [{column: _text(row.get(column, ""), 4) for column in shown} for row in rows],
+    )
+    finished = [row for row in rows if row["state"] == "finished"]
+    print(f"{len(finished)} of {len(rows)} trainings are finished; all are in {out / 'cells.csv'} and cells.md")
+    if not finished:
+        return
+    known = {column for row in finished for column in row}
+    for column in [*study.columns, *study.y]:
+        if column not in known:
+            raise ValueError(f"{study.path}: no training has a column {column}; they have {', '.join(sorted(known))}.")
+    groups = _groups(study, rows)
+    write_table(
+        out / "table.csv",
+        [labels | _statistics(group, study.columns) for labels, group in groups],
+        compact := [labels | _compact(group, study.columns) for labels, group in groups],
+    )
+    print(f"\n{markdown_table(compact)}\n\nmeans and spread in {out / 'table.csv'} and table.md", end="")
+    if study.y:
+        draw(study, groups, out / "picture.png")
+        print(f", and drawn in {out / 'picture.png'}", end="")
+    print()
+
+
+def _text(value: Any, digits: int = 6) -> str:
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
+
+
+def _row(cell: Cell) -> Row:
+    """Return what is known of a cell, by column."""
+    note = cell.note()
+    row = {**cell.labels, "state": note["state"]}
+    if cell.log.exists():
+        metric, larger = (
+            note["settings"][f"checkpoint.{key}"]
+            for key in ("best_checkpoint_metric", "maximize_best_checkpoint_metric")
+        )
+        row |= at_best(cell.log.read_text(encoding="utf-8", errors="replace").splitlines(), metric, larger)
+    evaluations = sorted(cell.folder.glob("evaluation/*/scores.json"), key=lambda path: path.stat().st_mtime)
+    if evaluations:
+        found = json.loads(evaluations[-1].read_text(encoding="utf-8"))
+        row |= {key: found[key] for key in ("set", "model", "version")}
+        for name, score in found["scores"].items():
+            row |= {name: score["value"], f"{name}'s signature": score["signature"]}
+    return row | {"reason": note.get("reason", "")}
+
+
+def at_best(lines: Iterable[str], metric: str, larger: bool) -> dict[str, float]:
+    """Return what a log in JSON says of the best point of a training.
+
+    Args:
+        lines: of the log; a training that was resumed repeats updates, and the last time counts.
+        metric: by which fairseq chooses the best checkpoint, such as ``loss``.
+        larger: whether larger values are better.
+
+    Returns:
+        ``valid_…``: all that was logged at the best validation; ``train_…``: all that was logged of training since the
+        validation before, as mean; ``updates`` until there, and ``updates_trained`` in all; ``gap``, the loss in
+        validation minus that in training (the negative log-likelihood where there is one, which has no router
+        losses); with experts, ``least_tokens``, those of an update that the least loaded one gets. Empty before the
+        first validation.
+    """
+    train, valid = _history(lines)
+    values = {update: row.get(f"valid_{metric}", math.nan) for update, row in valid.items()}
+    values = {update: value for update, value in values.items() if math.isfinite(value)}
+    if not values:
+        return {}
+    newest_first = sorted(values, reverse=True)  # of equal ones fairseq keeps the last
+    best = (max if larger else min)(newest_first, key=lambda update: values[update])
+    before = max((update for update in valid if update < best), default=0)
+    since = [row for update, row in train.items() if before < update <= best]
+    row = {"updates": best, "updates_trained": max([*train, *valid]), **valid[best]}
+    for key in dict.fromkeys(key for line in since for key in line):
+        row[f"train_{key}"] = mean(line[key] for line in since if key in line)
+    loss = "nll_loss" if "valid_nll_loss" in row else "loss"
+    if f"train_{loss}" in row:
+        row["gap"] = row[f"valid_{loss}"] - row[f"train_{loss}"]
+    if "train_moe_load_min" in row:
+        row["least_tokens"] = row["train_moe_load_min"] / 100 * row["train_wpb"]
+    return row
+
+
+def _history(lines: Iterable[str]) -> tuple[dict[int, dict[str, float]], dict[int, dict[str, float]]]:
+    """Return what was logged in training and in validation, by update."""
+    history: dict[str, dict[int, dict[str, float]]] = {"train_inner": {}, "valid": {}}
+    for line in lines:
+        if resumed := RESUMED.search(line):
+            for part in history.values():
+                for update in [update for update in part if update > int(resumed[1])]:
+                    del part[update]
+        elif found := STATISTICS.search(line):
+            values = {key: float(value) for key, value in json.loads(found[2]).items() if value is not None}
+            history[found[1]][int(values["valid_num_updates" if found[1] == "valid" else "num_updates"])] = values
+    return history["train_inner"], history["valid"]
+
+
+def _groups(study: Study, rows: Sequence[Row]) -> list[tuple[dict[str, str], list[Row]]]:
+    """Return the rows that differ in nothing but the repetition, with their labels on the other axes."""
+    axes = [axis for axis in study.axes if axis != study.repeat]
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row.get(axis, "") for axis in axes), []).append(row)
+    return [(dict(zip(axes, labels, strict=True)), group) for labels, group in groups.items()]
+
+
+def _values(group: Sequence[Row], column: str) -> list[float]:
+    return [float(row[column]) for row in group if row["state"] == "finished" and column in row]
+
+
+def _spread(values: Sequence[float]) -> float:
+    """Return the standard deviation over repetitions, unbiased; NaN for less than two."""
+    return stdev(values) if len(values) > 1 else math.nan
+
+
+def _statistics(group: Sequence[Row], columns: Sequence[str]) -> dict[str, str]:
+    """Return mean, standard deviation and number of each column; cells without a value do not count."""
+    cells = {}
+    for column in columns:
+        values = _values(group, column)
+        cells[column] = _text(mean(values)) if values else ""
+        cells[f"{column} sd"] = _text(_spread(values)) if len(values) > 1 else ""
+        cells[f"{column} n"] = str(len(values))
+    return cells
+
+
+def _compact(group: Sequence[Row], columns: Sequence[str]) -> dict[str, str]:
+    """Return the same for readers."""
+    cells = {"n": f"{sum(row['state'] == 'finished' for row in group)} of {len(group)}"}
+    for column in columns:
+        values = _values(group, column)
+        spread = f" ± {_spread(values):.2g}" if len(values) > 1 else ""
+        cells[column] = f"{mean(values):.4g}{spread}" if values else ""
+    return cells
+
+
+def draw(study: Study, groups: Sequence[tuple[dict[str, str], list[Row]]], path: Path) -> None:
+    """Draw each column against the axis x (PNG): means, with the standard deviation as error bars.
+
+    There is a line for each combination of values on the other axes, those of the repetitions left out.
+    """
+    assert study.x is not None
+    ticks = list(dict.fromkeys(labels[study.x] for labels, _ in groups))
+    lines: dict[str, list[tuple[int, list[Row]]]] = {}
+    others = [axis for axis in study.axes if axis not in (study.x, study.repeat)]
+    for labels, group in groups:
+        lines.setdefault(", ".join(labels[axis] for axis in others), []).append((ticks.index(labels[study.x]), group))
+    figure = Figure(figsize=(1.5 + 4 * len(study.y), 4), layout="constrained")
+    panels = figure.subplots(1, len(study.y), squeeze=False)[0]
+    for axes, column in zip(panels, study.y, strict=True):
+        for number, (name, points) in enumerate(lines.items()):
+            shift = 0.05 * (number - (len(lines) - 1) / 2)  # so that error bars stay apart
+            drawn = [
+                (tick + shift, values)
+                for tick, group in sorted(points, key=lambda point: point[0])
+                if (values := _values(group, column))
+            ]
+            axes.errorbar(
+                [x for x, _ in drawn],
+                [mean(values) for _, values in drawn],
+                [_spread(values) for _, values in drawn],
+                marker="o",
+                capsize=3,
+                label=name,
+            )
+        axes.set(xlabel=study.x, ylabel=column, xticks=range(len(ticks)), xticklabels=ticks)
+        axes.grid(alpha=0.3)
+    if others:
+        panels[0].legend(title=", ".join(others), fontsize="small")
+    figure.savefig(path, dpi=120, format="png")
