@@ -53,6 +53,9 @@ class MoECTrainer(Trainer):
         cfg.common.bf16 |= cfg.common.memory_efficient_bf16
         cfg.common.fp16 |= cfg.common.memory_efficient_fp16 and not cfg.common.cpu
         self.is_moec = hasattr(task, "moec_model")
+        if self.is_moec:
+            with open_dict(cfg):  # a checkpoint has all options, wherever they come from
+                cfg.model.update(task.moec_model.options)
         self.shares_experts = any(hasattr(parameter, "expert") for parameter in model.parameters())
         if self.shares_experts:
             check_options(cfg)
@@ -489,6 +492,14 @@ def _problems(config: Any) -> Sequence[tuple[bool, str]]:
             and any(getattr(config.model, f"{side}_layerdrop", 0) > 0 for side in ("encoder", "decoder")),
             f"--ddp-backend {backend} waits for the gradients of layers that --encoder-layerdrop or "
             "--decoder-layerdrop has dropped; give --ddp-backend legacy_ddp, or --find-unused-parameters.",
+        ),
+        (
+            backend in PYTORCH_DDP
+            and not distributed.find_unused_parameters
+            and getattr(config.task, "_name", None) == "sentence_prediction",
+            f"--ddp-backend {backend} waits for the gradients of the head that predicts masked subwords, which --task "
+            "sentence_prediction does not use; add --find-unused-parameters "
+            "(distributed_training.find_unused_parameters=true), or give --ddp-backend legacy_ddp.",
         ),
         (
             distributed.zero_sharding != "none",

@@ -105,14 +105,20 @@ def as_typed(words: Sequence[str]) -> list[str]:
 
 @cache
 def known_options() -> set[str]:
-    """Return the options of moec, and those of fairseq's commands for our model."""
-    ours = "--user-dir moec_fairseq --arch moec_transformer --criterion moec_label_smoothed_cross_entropy"
-    lines = {
-        "fairseq-train": f"x {ours} --optimizer adam --lr-scheduler inverse_sqrt --task translation",
-        "fairseq-generate": "x --user-dir moec_fairseq --path x",
-        "fairseq-preprocess": "--source-lang x",
-    }
-    found = [filled_parser(name, line.split()) for name, line in lines.items()]
+    """Return the options of moec, and those of fairseq's commands for our models."""
+    train = "x --user-dir moec_fairseq --optimizer adam --lr-scheduler inverse_sqrt"
+    roberta = f"{train} --arch moec_roberta"
+    lines = [
+        (
+            "fairseq-train",
+            f"{train} --arch moec_transformer --criterion moec_label_smoothed_cross_entropy --task translation",
+        ),
+        ("fairseq-train", f"{roberta} --criterion moec_masked_lm --task masked_lm --bpe sentencepiece"),
+        ("fairseq-train", f"{roberta} --criterion moec_sentence_prediction --task sentence_prediction --bpe gpt2"),
+        ("fairseq-generate", "x --user-dir moec_fairseq --path x"),
+        ("fairseq-preprocess", "--source-lang x"),
+    ]
+    found = [filled_parser(name, line.split()) for name, line in lines]
     strings = [string for parser in [*found, *parsers()[1].values()] for string in parser._option_string_actions]
     return {*strings, "--active-env", *FOREIGN}
 
@@ -200,7 +206,7 @@ def test_options_in_the_text_exist(page, monkeypatch):
 def test_the_tables_of_options_are_complete():
     rows = re.findall(r"^\| (`--[^|]*`) \| ([^|]*) \| [^|]* \|$", prose(ROOT / "docs/options.md"), re.MULTILINE)
     listed = {name: default.strip("`") for names, default in rows for name in re.findall(r"--([\w-]+)", names)}
-    inherited = {field.name for base in MoECTransformerConfig.__mro__[1:2] for field in fields(base)}
+    inherited = {field.name for field in fields(FlatTransformerConfig)}
     assert issubclass(MoECTransformerConfig, FlatTransformerConfig) and "dropout" in inherited
     for config in (MoECTransformerConfig(), MoECLabelSmoothedCrossEntropyConfig()):
         for field in fields(config):

@@ -15,7 +15,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from moec_fairseq.checkpoint.names import rank_suffix
+from moec_fairseq.checkpoint.names import find_files, rank_suffix
 from moec_fairseq.compat.versions import load_options
 from moec_fairseq.moe.expert_parallel import Shard
 from moec_fairseq.moe.router import rename_old_parameters
@@ -77,6 +77,19 @@ def load_if_readable(path: Path) -> State | None:
         return load_state(path, optimizer=False) if path.is_file() else None
     except ValueError:
         return None
+
+
+def saved_options(path: str | None) -> dict[str, Any]:
+    """Return the model's options in a checkpoint; none of them if it is missing or cannot be read.
+
+    Args:
+        path: NAME.pt, or NAME-rank-R.pt; None: no checkpoint.
+    """
+    try:
+        state = load_if_readable(next(iter(find_files(Path(path)).ranks.values()))) if path else None
+    except ValueError:  # whoever loads it says so
+        return {}
+    return {} if state is None else dict(group(state, "model"))
 
 
 def check_checksums(path: Path, tensors: bool = True) -> None:
