@@ -35,6 +35,8 @@ setup(
         "pyyaml>=5.4",
         "sacrebleu>=2.3",
         "sacremoses>=0.1",
+        "scikit-learn>=1.0",
+        "scipy>=1.7",
         "sentencepiece>=0.1.99",
         "tabulate>=0.9",
         "tensorboardX>=2.6",

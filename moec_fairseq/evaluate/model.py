@@ -4,18 +4,29 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from moec_fairseq.checkpoint.names import find_files, last_checkpoints
-from moec_fairseq.checkpoint.state import group, load_state, num_experts, num_updates
+from moec_fairseq.checkpoint.state import State, group, load_state, num_experts, num_updates
+from moec_fairseq.checkpoint.tools import average as write_average
 from moec_fairseq.data.cleaning import normalise
 from moec_fairseq.data.languages import language_pairs
 from moec_fairseq.data.pipeline import PREPARED
 from moec_fairseq.data.subwords import WORD_MARK, binarise_sentences
 from moec_fairseq.evaluate.multilingual import Multilingual, multilingual
+from moec_fairseq.util.files import alone_with
+from moec_fairseq.util.stages import Stages
 
 AVERAGE = 10
+FINE_TUNED = "sentence_prediction"
+MASKED_LM = "masked_lm"
+# tasks of fairseq whose models do not translate, and what to do with them
+OTHERWISE = {
+    FINE_TUNED: "was fine-tuned to predict labels of sentences, and does not translate; score it with moec evaluate",
+    MASKED_LM: "was pre-trained on text of one language; fine-tune it with moec glue",
+}
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,49 @@ class Selection:
         """Return what changes when one of the files does: name, size and time of each."""
         files = [file.resolve() for path in self.paths for file in find_files(path).ranks.values()]
         return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+    def task(self) -> str | None:
+        """Return the name of fairseq's task that they were trained for."""
+        return task_of(load_state(next(iter(find_files(self.paths[0]).ranks.values())), optimizer=False))
+
+    def write(self, out: Path) -> Path:
+        """Write the mean as one file, unless that was done before; return the file.
+
+        Args:
+            out: folder, which is made.
+
+        Raises:
+            ValueError: files are missing or do not belong together, or the checkpoints are of different models.
+        """
+        out.mkdir(parents=True, exist_ok=True)
+        model = out / "model.pt"
+        with alone_with(out):
+            Stages(out).do("model", self.fingerprint(), partial(write_average, self.paths, model, merge=True), [model])
+        return model
+
+
+def task_of(state: State) -> str | None:
+    """Return the name of fairseq's task that a checkpoint was trained for."""
+    task = group(state, "task")
+    return task.get("_name") or task.get("task")
+
+
+def check_translates(path: Path, task: str | None) -> None:
+    """Raise ValueError if a checkpoint was trained for a task of fairseq that is no translation."""
+    if otherwise := OTHERWISE.get(str(task)):
+        raise ValueError(f"{path} {otherwise}")
+
+
+def signature_of(state: State) -> dict[str, Any]:
+    """Return what reproduces a checkpoint, by name: seed, experts, updates and the like."""
+    model = group(state, "model")
+    return {
+        "arch": model.get("_name") or model.get("arch"),
+        "experts": num_experts(state),
+        "clusters": model.get("moec_cluster_count", 0),
+        "seed": group(state, "common").get("seed"),
+        "updates": num_updates(state),
+    }
 
 
 def select(path: Path, average: int | None, best: bool, kind: str | None) -> Selection:
@@ -103,18 +157,12 @@ def model_facts(path: Path) -> ModelFacts:
     """Read what a checkpoint, one file, says of itself.
 
     Raises:
-        ValueError: it says what no training has written.
+        ValueError: it says what no training has written, or is of a model that does not translate.
     """
     written = path.stat().st_mtime_ns
     state = load_state(path, optimizer=False)
-    task, model, common = (group(state, name) for name in ("task", "model", "common"))
-    signature = {
-        "arch": model.get("_name") or model.get("arch"),
-        "experts": num_experts(state),
-        "clusters": model.get("moec_cluster_count", 0),
-        "seed": common.get("seed"),
-        "updates": num_updates(state),
-    }
+    check_translates(path, task_of(state))
+    task, model = (group(state, name) for name in ("task", "model"))
     several = multilingual(task)
     # such a word takes a position, but fairseq truncates a source before it puts one in, and then finds it too long
     word_before = several is not None and several.mark is not None and not several.replaces_end
@@ -126,7 +174,7 @@ def model_facts(path: Path) -> ModelFacts:
         min(int(options.get("max_source_positions") or 1024) for options in (task, model)) - word_before,
         bool(task.get("truncate_source")) and not word_before,
         written,
-        signature,
+        signature_of(state),
         several,
     )
 

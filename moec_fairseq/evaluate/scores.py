@@ -230,10 +230,21 @@ def add_row(table: Path, row: Mapping[str, str]) -> None:
             same[0].update(row)
         else:
             rows.append(dict(row))
-        columns = list(dict.fromkeys(column for old in rows for column in old))
-        with whole_texts([table, table.with_suffix(".md")]) as (text, markdown):
-            writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-            cells = [[old.get(column, "").replace("|", "\\|") for column in columns] for old in rows]
-            markdown.write(tabulate(cells, headers=columns, tablefmt="github", disable_numparse=True) + "\n")
+        write_table(table, rows)
+
+
+def write_table(table: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """Write rows, by column, to FILE.csv and as Markdown to FILE.md; a cell that a row lacks is empty."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    with whole_texts([table, table.with_suffix(".md")]) as (text, markdown):
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        markdown.write(markdown_table(rows) + "\n")
+
+
+def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Return rows, by column, as Markdown."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    cells = [[row.get(column, "").replace("|", "\\|") for column in columns] for row in rows]
+    return tabulate(cells, headers=columns, tablefmt="github", disable_numparse=True)
