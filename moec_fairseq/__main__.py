@@ -49,6 +49,10 @@ def _prepare(add: Add) -> None:
         "left out for your own text",
     )  # fmt: skip
     _own_text(add)
+    text = "text for masked language models, a sentence a line, empty lines between documents"
+    add("--train-text", type=Path, metavar="FILE", help=f"your own {text}")
+    add("--valid-text", type=Path, metavar="FILE", help="validate on this (default: some documents, 1000 sentences)")
+    add("--test-text", type=Path, metavar="FILE", help="test on this (default: the same)")
     _languages(add, " (default: that of the recipe, or en)", " (default: that of the recipe, or de)")
     add("--raw-dir", type=Path, metavar="DIR", help="where the archives are, or are downloaded to (default: OUT/raw)")
     add("--out", type=Path, metavar="DIR", help="all results (default: CORPUS-SOURCE-TARGET)")
@@ -56,6 +60,14 @@ def _prepare(add: Add) -> None:
     add("--vocab-size", type=int, default=32_000, metavar="N", help="most joint subwords (default: 32000)")
     add("--model-type", choices=MODEL_TYPES, default="bpe", help="of sentencepiece (default: bpe)")
     add("--character-coverage", type=float, default=1.0, metavar="SHARE", help="of characters (default: 1.0)")
+    add(
+        "--gpt2-bpe", type=Path, metavar="DIR",
+        help="--train-text: segment with encoder.json and vocab.bpe of DIR instead; dict.txt is used if it is there",
+    )  # fmt: skip
+    add(
+        "--tokens-per-sample", type=int, default=512, metavar="N",
+        help="--train-text: most tokens that the model will read at once; longer lines are split (default: 512)",
+    )  # fmt: skip
     add(
         "--max-length", type=int, metavar="N", help="drop pairs with more subwords on a side (default: 250 for recipes)"
     )

@@ -1,9 +1,11 @@
-"""The steps from a corpus to the binary data of fairseq."""
+"""The steps from a corpus to the binary data of fairseq: pairs to translate, or text of one language."""
 
+import inspect
 import math
+import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,21 +13,35 @@ from typing import Any
 
 from tabulate import tabulate
 
-from moec_fairseq.__main__ import ROOT
+from moec_fairseq.__main__ import ROOT, parsers
 from moec_fairseq.data.cleaning import Limits
+from moec_fairseq.data.compressed import found_as
+from moec_fairseq.data.documents import document_paths, write_documents
+from moec_fairseq.data.gpt2_bpe import GPT2_BPE, check_gpt2
 from moec_fairseq.data.languages import SPLITS, check_languages, parallel_paths
 from moec_fairseq.data.messages import fetch, read_pins, write_messages
 from moec_fairseq.data.published import TEXTS, write_published
 from moec_fairseq.data.recipes import read_recipe
-from moec_fairseq.data.splits import own_files, write_own
-from moec_fairseq.data.subwords import binarise, check_sizes, segment, train_model
-from moec_fairseq.util.files import alone_with, find_yaml, whole_texts, write_json
+from moec_fairseq.data.splits import check_apart, own_files, write_own
+from moec_fairseq.data.subwords import (
+    binarise,
+    binarise_text,
+    check_sizes,
+    segment,
+    segment_lines,
+    train_model,
+)
+from moec_fairseq.data.text import check_file
+from moec_fairseq.util.files import alone_with, find_yaml, whole_files, whole_texts, write_json
 from moec_fairseq.util.processes import start_workers
 from moec_fairseq.util.stages import Stages
 
 QUICKSTART = "quickstart"
 WHEELS = ROOT / "data" / QUICKSTART / "wheels.txt"
 PREPARED = "prepared.json"  # says what the folder of a prepared corpus holds
+SENTENCEPIECE = "spm.model"
+DICTIONARY = "dict.txt"
+MODEL_FILES = frozenset((*GPT2_BPE, SENTENCEPIECE, DICTIONARY))  # of which a folder has those of one model
 
 
 @dataclass(frozen=True)
@@ -118,7 +134,37 @@ def choose_corpus(
     return _messages(*languages, tier)
 
 
-def prepare(
+def prepare(corpus: str | None, **options: Any) -> None:
+    """Do all steps that are not done yet; the arguments are the options of ``moec prepare``.
+
+    Raises:
+        ValueError: something is wrong with what was given or downloaded, or options do not go together.
+    """
+    if corpus is None and any(options[f"{split}_text"] for split in SPLITS):
+        learning = ("vocab_size", "model_type", "character_coverage")
+        if options["gpt2_bpe"]:
+            _run(prepare_text, "text of one language with --gpt2-bpe", options, without=learning)
+        else:
+            _run(prepare_text, "text of one language", options)
+    else:
+        _run(prepare_pairs, "pairs to translate", {"corpus": corpus, **options})
+
+
+def _run(prepare: Callable[..., None], what: str, options: dict[str, Any], without: Sequence[str] = ()) -> None:
+    """Prepare with those of the options that it takes.
+
+    Raises:
+        ValueError: another one was given, or one of ``without``.
+    """
+    default = parsers()[1]["prepare"].get_default
+    takes = inspect.signature(prepare).parameters
+    for name, value in options.items():
+        if (name not in takes or name in without) and value != default(name):
+            raise ValueError(f"--{name.replace('_', '-')} is not for {what}; leave it out")
+    prepare(**{name: options[name] for name in takes})
+
+
+def prepare_pairs(
     corpus: str | None,
     recipes: Path,
     raw_dir: Path | None,
@@ -137,20 +183,15 @@ def prepare(
     max_ratio: float | None,
     distinct: bool,
 ) -> None:
-    """Do all steps that are not done yet; the arguments are the options of ``moec prepare``.
-
-    Raises:
-        ValueError: something is wrong with what was given or downloaded.
-    """
-    if workers < 1:
-        raise ValueError(f"--workers is {workers}, but must be 1 or more")
+    """Make data for translation; see ``prepare``."""
+    _check_workers(workers)
     prefixes = {"train": train_prefix, "valid": valid_prefix, "test": test_prefix}
     chosen = choose_corpus(corpus, recipes, source, target, prefixes, tier, distinct)
     check_sizes(vocab_size, character_coverage)
     limits = _limits(max_length, max_ratio, chosen.limits)
     languages = chosen.source, chosen.target
     out = out or Path(f"{chosen.name}-{'-'.join(languages)}")
-    text, subwords, model = out / "text", out / "subwords", out / "spm.model"
+    text, subwords, model = out / "text", out / "subwords", out / SENTENCEPIECE
     raw = raw_dir or out / "raw"
     out.mkdir(parents=True, exist_ok=True)
     stages = Stages(out)
@@ -181,11 +222,9 @@ def prepare(
                 [path for split in SPLITS for path in parallel_paths(subwords, split, *languages)],
             )
         )
-        with whole_texts([out / "cleaning.md"]) as (file,):
-            file.write(table(counts) + "\n")
-        print(table(counts))
+        _show(table(counts), out / "cleaning.md")
         stages.do("binary", None, lambda: binarise(subwords, *languages, workers, out / "binary"), [out / "binary"])
-        print(f"{out}: binary/ for fairseq, text/ and subwords/ with the sentences, spm.model, cleaning.md")
+        print(f"{out}: binary/ for fairseq, text/ and subwords/ with the sentences, {SENTENCEPIECE}, cleaning.md")
 
 
 def _limits(max_length: int | None, max_ratio: float | None, default: tuple[int, float] | None) -> Limits | None:
@@ -197,10 +236,108 @@ def _limits(max_length: int | None, max_ratio: float | None, default: tuple[int,
     return Limits(length if max_length is None else max_length, ratio if max_ratio is None else max_ratio)
 
 
-def table(counts: Counter[str]) -> str:
+def prepare_text(
+    train_text: Path | None,
+    valid_text: Path | None,
+    test_text: Path | None,
+    out: Path | None,
+    workers: int,
+    vocab_size: int,
+    model_type: str,
+    character_coverage: float,
+    gpt2_bpe: Path | None,
+    tokens_per_sample: int,
+) -> None:
+    """Make data for masked language models of the user's own text; see ``prepare``."""
+    _check_workers(workers)
+    if train_text is None:
+        raise ValueError("--valid-text and --test-text need --train-text; give it, too")
+    if tokens_per_sample < 3:  # <s>, a subword, </s>
+        raise ValueError(f"--tokens-per-sample is {tokens_per_sample}, but must be 3 or more")
+    check_sizes(vocab_size, character_coverage)
+    given = {"train": train_text, "valid": valid_text, "test": test_text}
+    files = {split: found_as(path) for split, path in given.items() if path}
+    for path in files.values():
+        check_file(path)
+    out = out or Path("own-text")
+    text, subwords, model = out / "text", out / "subwords", out / SENTENCEPIECE
+    names: tuple[str, ...] = (SENTENCEPIECE,)
+    if gpt2_bpe:
+        check_gpt2(gpt2_bpe)
+        check_apart([gpt2_bpe / name for name in GPT2_BPE], out)
+        names = (*GPT2_BPE, DICTIONARY) if (gpt2_bpe / DICTIONARY).exists() else GPT2_BPE
+        model = out
+    out.mkdir(parents=True, exist_ok=True)
+    stages = Stages(out)
+    with start_workers(workers) as pool, alone_with(out):
+        counts = Counter(
+            stages.do(
+                "text",
+                {split: str(path) for split, path in files.items()},
+                lambda: write_documents(files, text),
+                list(document_paths(text).values()),
+                list(files.values()),
+            )
+        )
+        write_json(out / PREPARED, {"kind": "text", "tokens_per_sample": tokens_per_sample})
+        for other in MODEL_FILES.difference(names):  # of an earlier run
+            (out / other).unlink(missing_ok=True)
+        if gpt2_bpe:
+            _take_model({name: gpt2_bpe / name for name in names}, out, stages)
+        else:
+            stages.do(
+                "subword-model",
+                [vocab_size, model_type, character_coverage],
+                lambda: train_model([text / "train.txt"], vocab_size, model_type, character_coverage, model),
+                [model],
+            )
+        counts.update(
+            stages.do(
+                "subwords",
+                tokens_per_sample,
+                lambda: segment_lines(document_paths(text), model, tokens_per_sample - 2, subwords, pool, 4 * workers),
+                list(document_paths(subwords).values()),
+            )
+        )
+        _show(_rows(counts, "text", SPLITS), out / "counts.md")
+        dictionary = out / DICTIONARY if DICTIONARY in names else None
+        stages.do(
+            "binary", None, lambda: binarise_text(subwords, dictionary, workers, out / "binary"), [out / "binary"]
+        )
+        print(f"{out}: binary/ for fairseq, text/ and subwords/ with the sentences, the subword model, counts.md")
+
+
+def _take_model(sources: Mapping[str, Path], out: Path, stages: Stages) -> None:
+    """Copy the files of a subword model, and its dictionary, under their names into the folder of the data."""
+
+    def copy() -> None:
+        with whole_files(copies) as parts:
+            for path, part in zip(sources.values(), parts, strict=True):
+                shutil.copyfile(path, part)
+
+    copies = [out / name for name in sources]
+    stages.do("subword-model", list(map(str, sources.values())), copy, copies, list(sources.values()))
+
+
+def _check_workers(workers: int) -> None:
+    if workers < 1:
+        raise ValueError(f"--workers is {workers}, but must be 1 or more")
+
+
+def _show(table: str, path: Path) -> None:
+    with whole_texts([path]) as (file,):
+        file.write(f"{table}\n")
+    print(table)
+
+
+def table(counts: Mapping[str, int]) -> str:
     """Return how many pairs each rule dropped, as Markdown."""
-    rules = list(dict.fromkeys(key.partition(": ")[2] for key in counts))
-    last = ["kept", "segmented"]
-    rules = [rule for rule in rules if rule not in last] + [last[1]]
-    rows = [[rule if rule != "segmented" else "kept", *(counts[f"{use}: {rule}"] for use in SPLITS)] for rule in rules]
-    return tabulate(rows, headers=["pairs", *SPLITS], tablefmt="github", intfmt=",")
+    dropped = {key: number for key, number in counts.items() if not key.endswith((": kept", ": segmented"))}
+    return _rows(dropped | {f"{use}: kept": counts[f"{use}: segmented"] for use in SPLITS}, "pairs", SPLITS)
+
+
+def _rows(counts: Mapping[str, int], what: str, splits: Sequence[str]) -> str:
+    """Return counts, which are named ``SPLIT: ROW``, as Markdown."""
+    rows = dict.fromkeys(key.partition(": ")[2] for key in counts)
+    cells = [[row, *(counts.get(f"{split}: {row}", 0) for split in splits)] for row in rows]
+    return tabulate(cells, headers=[what, *splits], tablefmt="github", intfmt=",")

@@ -141,6 +141,13 @@ def own_files(prefixes: Mapping[str, str], source: str, target: str) -> dict[str
     return sides
 
 
+def check_apart(files: Iterable[Path], out: Path) -> None:
+    """Raise ValueError if a file is where results are to be written."""
+    for path in files:
+        if path.resolve().parent == out.resolve():
+            raise ValueError(f"{path} is in the folder for the results; give --out another folder")
+
+
 def write_own(files: Mapping[str, tuple[Path, Path]], source: str, target: str, out: Path) -> Counter[str]:
     """Write {train,valid,test}.{source,target} and report.json into `out`; return pairs by what became of them.
 
@@ -156,9 +163,7 @@ def write_own(files: Mapping[str, tuple[Path, Path]], source: str, target: str, 
     Raises:
         ValueError: two sides have different numbers of lines, or there is too little text.
     """
-    for path in (path for sides in files.values() for path in sides):
-        if path.resolve().parent == out.resolve():
-            raise ValueError(f"{path} is in the folder for the results; give --out another folder")
+    check_apart((path for sides in files.values() for path in sides), out)
     held_out = {split: sides for split, sides in files.items() if split != "train"}
     sources = {
         split: _copy(split, sides, parallel_paths(out, split, source, target)) for split, sides in held_out.items()

@@ -1,11 +1,11 @@
-"""Text to joint subwords with sentencepiece, and on to fairseq's binary data."""
+"""Text to subwords with sentencepiece or GPT-2's BPE, and on to fairseq's binary data."""
 
 import io
-import os
 import re
 import shutil
+import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import lru_cache, partial
 from pathlib import Path
@@ -14,9 +14,10 @@ import sentencepiece
 from tqdm import tqdm
 
 from moec_fairseq.data.cleaning import Limits
+from moec_fairseq.data.gpt2_bpe import Gpt2Model
 from moec_fairseq.data.languages import SPLITS, parallel_paths
 from moec_fairseq.data.text import lines, raw_lines
-from moec_fairseq.util.files import whole_files, whole_texts
+from moec_fairseq.util.files import whole_files, whole_folder, whole_texts
 from moec_fairseq.util.processes import chunks, in_order, run_fairseq
 
 MAX_TRAINING_LINES = 2_000_000  # a sample of this size says enough about subwords, and bounds the memory
@@ -32,10 +33,8 @@ def check_sizes(vocab_size: int, character_coverage: float) -> None:
         raise ValueError(f"character coverage {character_coverage} is not possible; give a number from 0.9 to 1.0")
 
 
-def train_model(
-    texts: tuple[Path, Path], vocab_size: int, model_type: str, character_coverage: float, out: Path
-) -> None:
-    """Train a sentencepiece model on both texts together, and write it to ``out``.
+def train_model(texts: Sequence[Path], vocab_size: int, model_type: str, character_coverage: float, out: Path) -> None:
+    """Train a sentencepiece model on all texts together, and write it to ``out``.
 
     Raises:
         ValueError: the text is too small for ``vocab_size``, or cannot be read.
@@ -74,7 +73,7 @@ def _noting(lines: Iterator[str], broken_off: list[BaseException]) -> Iterator[s
         raise
 
 
-def _with_progress(texts: tuple[Path, Path]) -> Iterator[str]:
+def _with_progress(texts: Sequence[Path]) -> Iterator[str]:
     for text in texts:
         yield from tqdm(lines(text), desc=f"read {text.name}", unit=" lines", unit_scale=True)
     tqdm.write("learning the subwords ...")
@@ -141,7 +140,7 @@ def _segment(
     dropped: Counter[str] = Counter()
     kept: tuple[list[str], list[str]] = ([], [])
     model = _model(path)
-    encoded = [model.processor.encode(list(side), num_threads=1) for side in zip(*pairs, strict=True)]
+    encoded = [model.encode(list(side)) for side in zip(*pairs, strict=True)]
     for ids in zip(*encoded, strict=True):
         rule = limits.broken(*map(len, ids)) if limits else None
         if rule is not None:
@@ -159,6 +158,11 @@ class _Model:
         self.processor = open_model(path)
         self.subwords = [self.processor.id_to_piece(number) for number in range(self.processor.get_piece_size())]
 
+    def encode(self, lines: list[str]) -> list[list[int]]:
+        """Return the numbers of each line's subwords."""
+        encoded: list[list[int]] = self.processor.encode(lines, num_threads=1)
+        return encoded
+
     def spelled(self, ids: list[int]) -> str:
         """Return subwords as one line.
 
@@ -169,8 +173,50 @@ class _Model:
 
 
 @lru_cache(maxsize=1)
-def _model(path: Path) -> _Model:
-    return _Model(path)
+def _model(path: Path) -> _Model | Gpt2Model:
+    return Gpt2Model(path) if path.is_dir() else _Model(path)
+
+
+def segment_lines(
+    texts: Mapping[str, Path], model: Path, most: int | None, out: Path, pool: Executor, ahead: int
+) -> Counter[str]:
+    """Write the subwords of texts, line by line; empty lines stay.
+
+    Args:
+        texts: by the names NAME that the files get in ``out``, as NAME.txt.
+        model: of sentencepiece, or a folder with the files of GPT-2's BPE.
+        most: subwords of a line; longer lines become several. None: no limit.
+        out: folder.
+        pool: processes that segment.
+        ahead: chunks in progress.
+
+    Returns:
+        ``NAME: subwords``, and ``NAME: lines split`` of those that were too long.
+    """
+    counts: Counter[str] = Counter()
+    work = partial(_segment_lines, model, most or sys.maxsize)
+    for name, text in texts.items():
+        with (
+            whole_texts([out / f"{name}.txt"]) as (file,),
+            tqdm(desc=f"segment {name}", unit=" lines", unit_scale=True) as bar,
+        ):
+            for segmented, read, counted in in_order(pool, work, chunks(raw_lines(text), CHUNK), ahead):
+                file.write(segmented)
+                bar.update(read)
+                counts.update({f"{name}: {what}": number for what, number in counted.items()})
+    return counts
+
+
+def _segment_lines(path: Path, most: int, lines: list[str]) -> tuple[str, int, Counter[str]]:
+    """Return the subwords of lines, lines read, and what ``segment_lines`` counts."""
+    model = _model(path)
+    counts = Counter({"lines split": 0, "subwords": 0})
+    parts: list[list[int]] = []
+    for ids in model.encode(lines):
+        counts["lines split"] += len(ids) > most
+        counts["subwords"] += len(ids)
+        parts += [ids[start : start + most] for start in range(0, max(len(ids), 1), most)]
+    return "".join(map(model.spelled, parts)), len(lines), counts
 
 
 def binarise(subwords: Path, source: str, target: str, workers: int, out: Path) -> None:
@@ -183,17 +229,32 @@ def binarise(subwords: Path, source: str, target: str, workers: int, out: Path) 
         workers: processes.
         out: folder; it appears when it is complete. fairseq's log goes beside it.
     """
-    # of this process: one that was killed may have left a fairseq-preprocess that is just ending
-    part = out.with_name(f".{out.name}-{os.getpid()}.part")
-    for folder in (out, *out.parent.glob(f".{out.name}*.part")):
-        shutil.rmtree(folder, ignore_errors=True)
-    run_fairseq(
-        "preprocess", "--source-lang", source, "--target-lang", target, "--joined-dictionary", "--destdir", part,
-        "--workers", workers,
+    _preprocess(
+        out, workers, "--source-lang", source, "--target-lang", target, "--joined-dictionary",
         *(argument for split in SPLITS for argument in (f"--{split}pref", subwords / split)),
-        log=out.with_name("preprocess.log"),
     )  # fmt: skip
-    part.replace(out)
+
+
+def binarise_text(subwords: Path, dictionary: Path | None, workers: int, out: Path) -> None:
+    """Make fairseq's binary data of one language.
+
+    Args:
+        subwords: folder with {train,valid,test}.txt.
+        dictionary: of a model that is to read the data; None: it is made from the training text.
+        workers: processes.
+        out: folder; it appears when it is complete. fairseq's log goes beside it.
+    """
+    _preprocess(
+        out, workers, "--only-source", *(["--srcdict", dictionary] if dictionary else []),
+        *(argument for split in SPLITS for argument in (f"--{split}pref", subwords / f"{split}.txt")),
+    )  # fmt: skip
+
+
+def _preprocess(out: Path, workers: int, *arguments: object) -> None:
+    with whole_folder(out) as part:
+        run_fairseq(
+            "preprocess", "--destdir", part, "--workers", workers, *arguments, log=out.with_name("preprocess.log")
+        )
 
 
 def binarise_sentences(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -48,6 +49,17 @@ def whole_texts(paths: Sequence[Path]) -> Iterator[list[TextIO]]:
     with whole_files(paths) as parts:
         with ExitStack() as stack:
             yield [stack.enter_context(part.open("w", encoding="utf-8", newline="\n")) for part in parts]
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """Yield a temporary name for a folder, which replaces ``out`` when the block ends well."""
+    # of this process: one that was killed may have left a child that is just ending
+    part = out.with_name(f".{out.name}-{os.getpid()}.part")
+    for folder in (out, *out.parent.glob(f".{out.name}*.part")):
+        shutil.rmtree(folder, ignore_errors=True)
+    yield part
+    part.replace(out)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
