@@ -57,6 +57,9 @@ class MoECTrainer(Trainer):
         cfg.common.bf16 |= cfg.common.memory_efficient_bf16
         cfg.common.fp16 |= cfg.common.memory_efficient_fp16 and not cfg.common.cpu
         self.is_moec = hasattr(task, "moec_model")
+        if self.is_moec:
+            with open_dict(cfg):  # a checkpoint has all options, wherever they come from
+                cfg.model.update(task.moec_model.options)
         self.shares_experts = any(hasattr(parameter, "expert") for parameter in model.parameters())
         if self.shares_experts:
             check_options(cfg)

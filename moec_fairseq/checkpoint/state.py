@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moec_fairseq.checkpoint.names import rank_suffix
+from moec_fairseq.checkpoint.names import find_files, rank_suffix
 from moec_fairseq.compat.versions import load_options
 from moec_fairseq.moe.expert_parallel import Shard
 from moec_fairseq.moe.router import rename_old_parameters
@@ -43,6 +43,8 @@ def load_state(path: Path, optimizer: bool = True) -> State:
     """
     with readable(path):
         state = torch.load(str(path), map_location="cpu", **load_options(path))
+    if isinstance(state, dict) and isinstance(args := state.get("args"), Namespace) and state.get("cfg") is None:
+        state["cfg"] = {"model": vars(args), "task": vars(args)}  # of a fairseq before 0.10
     if not (isinstance(state, dict) and all(isinstance(state.get(part), dict) for part in ("model", "cfg"))):
         raise ValueError(f"{path} has no model and configuration; give a checkpoint written by fairseq-train.")
     _check_names(path, state["cfg"].get("task"))
@@ -68,6 +70,19 @@ def load_if_readable(path: Path) -> State | None:
         return load_state(path, optimizer=False) if path.is_file() else None
     except ValueError:
         return None
+
+
+def saved_options(path: str | None) -> dict[str, Any]:
+    """Return the model's options in a checkpoint; none of them if it is missing or cannot be read.
+
+    Args:
+        path: NAME.pt, or NAME-rank-R.pt; None: no checkpoint.
+    """
+    try:
+        state = load_if_readable(next(iter(find_files(Path(path)).ranks.values()))) if path else None
+    except ValueError:  # whoever loads it says so
+        return {}
+    return {} if state is None else dict(group(state, "model"))
 
 
 def check_checksums(path: Path) -> None:

@@ -1,9 +1,10 @@
-"""Presets of the MoEC Transformer: fairseq's sizes, with MoE blocks."""
+"""Presets of the MoEC models: fairseq's sizes, with MoE blocks."""
 
 from typing import Any
 
 from fairseq.models import register_model_architecture
 
+from moec_fairseq.models.moec_roberta import NAME as ROBERTA
 from moec_fairseq.models.moec_transformer import NAME
 
 
@@ -80,3 +81,24 @@ def wmt_en_de_big(args: Any) -> None:
         decoder_attention_heads=16,
     )
     wmt_en_de(args)
+
+
+# Those of RoBERTa have sizes only: fine-tuning takes the MoE options from the checkpoint.
+
+
+@register_model_architecture(ROBERTA, f"{ROBERTA}_tiny")
+def roberta_tiny(args: Any) -> None:
+    """2 layers of dimension 64: for tests and first steps."""
+    _defaults(args, encoder_embed_dim=64, encoder_ffn_embed_dim=64, encoder_layers=2, encoder_attention_heads=2)
+
+
+@register_model_architecture(ROBERTA, f"{ROBERTA}_base")
+def roberta_base(args: Any) -> None:
+    """fairseq's roberta_base: 12 layers of dimension 768."""
+    _defaults(args, encoder_embed_dim=768, encoder_ffn_embed_dim=3072, encoder_layers=12, encoder_attention_heads=12)
+
+
+@register_model_architecture(ROBERTA, f"{ROBERTA}_large")
+def roberta_large(args: Any) -> None:
+    """fairseq's roberta_large: 24 layers of dimension 1024."""
+    _defaults(args, encoder_embed_dim=1024, encoder_ffn_embed_dim=4096, encoder_layers=24, encoder_attention_heads=16)

@@ -1,14 +1,16 @@
-"""Options of the MoEC Transformer."""
+"""Options of the MoEC models: fairseq's, and those of the MoE blocks."""
 
-from argparse import ArgumentParser, BooleanOptionalAction, Namespace
+from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, Namespace
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from typing import Any, Optional
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.dataclass.utils import gen_parser_from_dataclass
+from fairseq.models.roberta.model import RobertaModel, base_architecture
 from fairseq.models.transformer import TransformerConfig
 from omegaconf import II
 
+from moec_fairseq.checkpoint.state import saved_options
 from moec_fairseq.models.layers import LAYOUTS
 from moec_fairseq.models.placement import kept_layers
 from moec_fairseq.moe.exchange import DISPATCHERS
@@ -53,8 +55,8 @@ FlatTransformerConfig: Any = make_dataclass("FlatTransformerConfig", _flat_field
 
 
 @dataclass
-class MoECTransformerConfig(FlatTransformerConfig):
-    """fairseq's Transformer options, and those of the MoE blocks."""
+class MoEOptions(FairseqDataclass):
+    """Options of the MoE blocks, in every model."""
 
     moe_expert_count: int = field(
         default=8,
@@ -65,13 +67,9 @@ class MoECTransformerConfig(FlatTransformerConfig):
         default=None,
         metadata={"help": "encoder layers with an MoE block: numbers from 1, or none (default: the middle layer)"},
     )
-    decoder_moe_layers: Optional[str] = field(
-        default=None,
-        metadata={"help": "decoder layers with an MoE block: numbers from 1, or none (default: the middle layer)"},
-    )
     moe_freq: int = field(
         default=0,
-        metadata={"help": "put an MoE block on every n-th layer of encoder and decoder, instead of listing the layers"},
+        metadata={"help": "put an MoE block on every n-th layer of each stack, instead of listing the layers"},
     )
     moec_layout: ChoiceEnum(list(LAYOUTS)) = field(  # type: ignore[valid-type]
         default="inserted",
@@ -125,6 +123,16 @@ class MoECTransformerConfig(FlatTransformerConfig):
     )
     seed: int = II("common.seed")
 
+
+@dataclass
+class MoECTransformerConfig(MoEOptions, FlatTransformerConfig):
+    """fairseq's Transformer options, and those of the MoE blocks."""
+
+    decoder_moe_layers: Optional[str] = field(
+        default=None,
+        metadata={"help": "decoder layers with an MoE block: numbers from 1, or none (default: the middle layer)"},
+    )
+
     def kept_layers(self) -> dict[str, list[int]]:
         """Return the layers of encoder and decoder that pruning (``encoder_layers_to_keep``) keeps, from 0.
 
@@ -161,7 +169,56 @@ class MoECTransformerConfig(FlatTransformerConfig):
         return TransformerConfig.from_namespace(flat)
 
 
-def add_options(parser: ArgumentParser) -> None:
+def _roberta_parser() -> ArgumentParser:
+    parser = ArgumentParser(add_help=False, argument_default=SUPPRESS)  # as fairseq's
+    RobertaModel.add_args(parser)
+    return parser
+
+
+def _roberta_fields() -> list[tuple[str, Any, Any]]:
+    """Return the options of fairseq's RoBERTa, which it adds to a parser, and of the MoE blocks; None: not given."""
+    found = []
+    for action in _roberta_parser()._actions:
+        kind: Any = bool if action.const is True else ChoiceEnum(action.choices) if action.choices else action.type
+        found.append((action.dest, Optional[kind or str], action.help))
+    found += [(f.name, Optional[f.type], f.metadata["help"]) for f in fields(MoEOptions) if "help" in f.metadata]
+    return [(name, kind, field(default=None, metadata={"help": text})) for name, kind, text in found]
+
+
+FlatRobertaConfig: Any = make_dataclass("FlatRobertaConfig", _roberta_fields(), bases=(FairseqDataclass,))
+
+
+@dataclass
+class MoECRobertaConfig(FlatRobertaConfig):
+    """fairseq's RoBERTa options, and those of the MoE blocks.
+
+    An option that is not given has the value of the checkpoint that training starts from, or else its default.
+    """
+
+    base_layers: int = 0  # set when training on several ranks (see compat)
+    seed: int = II("common.seed")
+    finetune_from_model: Optional[str] = II("checkpoint.finetune_from_model")
+    restore_file: Optional[str] = II("checkpoint.restore_file")
+
+    def completed(self) -> Namespace:
+        """Return the values of all options; ``max_positions`` may be None, for what the task says."""
+        given = {f.name: getattr(self, f.name) for f in fields(self) if not f.name.startswith("_")}
+        defaults = vars(_roberta_parser().parse_args([]))
+        defaults |= {f.name: f.default for f in fields(MoEOptions) if f.name in given}
+        start = self.finetune_from_model if self.restore_file in (None, "checkpoint_last.pt") else self.restore_file
+        saved = {name: value for name, value in saved_options(start).items() if name in given}
+        completed = Namespace()
+        for values in (given, saved, defaults):
+            for name, value in values.items():
+                if value is not None and not hasattr(completed, name):
+                    setattr(completed, name, value)
+        base_architecture(completed)
+        for name in given.keys() - vars(completed).keys():
+            setattr(completed, name, None)
+        return completed
+
+
+def add_options(parser: ArgumentParser, config: FairseqDataclass) -> None:
     """Add the options to fairseq's parser, without defaults, so that those of the architecture apply."""
     # fairseq would turn a flag that is on by default into one that disables, so this one is added here
     parser.add_argument(
@@ -169,4 +226,4 @@ def add_options(parser: ArgumentParser) -> None:
         action=BooleanOptionalAction,
         help="compute the routing in float32 whatever the model's dtype (default)",
     )
-    gen_parser_from_dataclass(parser, MoECTransformerConfig(), delete_default=True)
+    gen_parser_from_dataclass(parser, config, delete_default=True)

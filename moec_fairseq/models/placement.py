@@ -71,15 +71,15 @@ def _listed(spec: str, option: str, first: int, last: int, side: str, otherwise:
     return sorted(n - first for n in numbers)
 
 
-def keep_layers(state: dict[str, Any], side: str, kept: Sequence[int]) -> dict[str, Any]:
+def keep_layers(state: dict[str, Any], stack: str, kept: Sequence[int]) -> dict[str, Any]:
     """Return the parameters of a model without its pruned layers; those of a model pruned earlier stay as they are.
 
     Args:
-        state: parameters by name; names of those in layer i of the encoder begin with ``encoder.layers.i.``.
-        side: ``encoder`` or ``decoder``.
+        state: parameters by name; names of those in layer i of the stack begin with ``STACK.layers.i.``.
+        stack: name of the stack's module in the model, such as ``encoder``.
         kept: indices of the layers to keep, in order; they become layers 0, 1, …
     """
-    layer_of = {name: re.match(rf"{side}\.layers\.(\d+)\.", name) for name in state}
+    layer_of = {name: re.match(rf"{re.escape(stack)}\.layers\.(\d+)\.", name) for name in state}
     if {int(match[1]) for match in layer_of.values() if match} == set(range(len(kept))):
         return state
     remaining = {}
@@ -88,5 +88,5 @@ def keep_layers(state: dict[str, Any], side: str, kept: Sequence[int]) -> dict[s
             remaining[name] = state[name]
         elif int(match[1]) in kept:
             position = kept.index(int(match[1]))
-            remaining[f"{side}.layers.{position}.{name[match.end() :]}"] = state[name]
+            remaining[f"{stack}.layers.{position}.{name[match.end() :]}"] = state[name]
     return remaining

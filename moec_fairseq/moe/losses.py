@@ -83,6 +83,7 @@ class GateStatistics:
         num_tokens_L: T, the tokens that P_i and f_i are computed from, a float.
         tokens_per_expert_LN: tokens of this process routed to each expert, a float.
         world_size: number of processes whose tokens P_i and f_i are computed from, shape (); None: this one only.
+        sample_size_L: what the loss beside the router losses is a sum of, such as masked tokens, if that is not tokens.
     """
 
     clusters: ExpertClusters
@@ -94,6 +95,7 @@ class GateStatistics:
     num_tokens_L: Tensor
     tokens_per_expert_LN: Tensor
     world_size: Tensor | None = None
+    sample_size_L: Tensor | None = None
 
     @property
     def num_experts(self) -> int:
@@ -167,16 +169,22 @@ def over_ranks(statistics: GateStatistics, total: Callable[[Tensor], Tensor], is
         is_dummy: this rank has a dummy batch, which is ignored.
     """
     importance_LS, tokens_L1 = statistics.importance_LS, statistics.num_tokens_L.unsqueeze(-1)
+    sample_size_L = statistics.sample_size_L
+    sample_size = [] if sample_size_L is None else [sample_size_L.unsqueeze(-1)]
     tokens_per_expert_LS = (statistics.load_LS - MIN_LOAD) * tokens_L1
-    own = torch.cat([importance_LS.detach(), tokens_per_expert_LS, tokens_L1, torch.ones_like(tokens_L1)], dim=-1)
+    own = torch.cat(
+        [importance_LS.detach(), tokens_per_expert_LS, tokens_L1, torch.ones_like(tokens_L1), *sample_size], dim=-1
+    )
     summed = total(torch.zeros_like(own) if is_dummy else own)
-    sum_LS, tokens_per_expert_LS, tokens_L1, ranks_L1 = summed.split([statistics.num_experts] * 2 + [1, 1], dim=-1)
+    sizes = [statistics.num_experts] * 2 + [1, 1] + [1] * len(sample_size)
+    sum_LS, tokens_per_expert_LS, tokens_L1, ranks_L1, *sample_size = summed.split(sizes, dim=-1)
     return replace(
         statistics,
         importance_LS=sum_LS + importance_LS - importance_LS.detach(),
         load_LS=tokens_per_expert_LS / tokens_L1.clamp(min=1) + MIN_LOAD,
         num_tokens_L=tokens_L1.squeeze(-1),
         world_size=ranks_L1[0, 0].clamp(min=1),
+        sample_size_L=sample_size[0].squeeze(-1) if sample_size else None,
     )
 
 

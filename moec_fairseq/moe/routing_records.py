@@ -37,6 +37,9 @@ class RoutingCollector:
     fairseq's layer loops drop additional outputs of a layer, so the records take this side channel. Generation never
     collects, so decoding keeps nothing in memory.
 
+    Args:
+        criterions: those that collect, for a warning.
+
     Attributes:
         is_dummy: the current batch only keeps this process in step with the others; none of its tokens is routed,
             neither in the forward pass nor when activations are recomputed. Set by the trainer.
@@ -44,7 +47,8 @@ class RoutingCollector:
             they were counted before the batch went to a GPU; layers then need not wait to learn them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, criterions: str = "moec_label_smoothed_cross_entropy") -> None:
+        self.criterions = criterions
         self._records: list[RoutingRecord] | None = None
         self.is_dummy = False
         self.num_tokens = dict[str, int]()
@@ -63,7 +67,8 @@ class RoutingCollector:
             self._warned = True
             logger.warning(
                 "The router gets no balance or variance loss, because the criterion does not ask for it; "
-                "train with --criterion moec_label_smoothed_cross_entropy."
+                "train with --criterion %s.",
+                self.criterions,
             )
 
     @contextmanager

@@ -4,7 +4,7 @@ from fairseq.criterions.label_smoothed_cross_entropy import label_smoothed_nll_l
 from fairseq.logging import metrics
 
 from moec_fairseq.compat import modules
-from moec_fairseq.criterions.moec_label_smoothed_cross_entropy import on_host
+from moec_fairseq.criterions.router_losses import on_host
 from moec_fairseq.moe.routing_metrics import by_name
 
 ROUTER_KEYS = {

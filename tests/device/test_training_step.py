@@ -42,7 +42,7 @@ def test_where_the_host_waits(precision):
     # each of the two layers reads how many tokens its experts have, and the log everything at once
     found = step(precision)
     assert ours(found["waits"]) == {"moec_fairseq/moe/segments.py:counts": 2}
-    assert ours(found["log_waits"]) == {"moec_fairseq/criterions/moec_label_smoothed_cross_entropy.py:on_host": 1}
+    assert ours(found["log_waits"]) == {"moec_fairseq/criterions/router_losses.py:on_host": 1}
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 from fairseq.optim.adam import FairseqAdamConfig
 from fairseq.optim.lr_scheduler.inverse_square_root_schedule import InverseSquareRootLRScheduleConfig
+from fairseq.optim.lr_scheduler.polynomial_decay_schedule import PolynomialDecayLRScheduleConfig
+from fairseq.tasks.masked_lm import MaskedLMConfig
 from fairseq.tasks.translation import TranslationConfig
 from omegaconf import OmegaConf
 
 import moec_fairseq
 from moec_fairseq.criterions.moec_label_smoothed_cross_entropy import MoECLabelSmoothedCrossEntropyConfig
+from moec_fairseq.criterions.moec_masked_lm import MoECMaskedLmConfig
 from moec_fairseq.launch.configuration import configure
-from moec_fairseq.models.config import MoECTransformerConfig
+from moec_fairseq.models.config import MoECRobertaConfig, MoECTransformerConfig
 from tests.whole_trainings import configuration as of_flags
 
 CONFIGS = Path(moec_fairseq.__path__[0]).parent / "configs"
@@ -24,6 +27,8 @@ RECIPES = {
     "multi30k_en_fr": (2, "intra_cv", 0.25, 50), "small": (2, "intra_cv", 0.5, 250),
     "quickstart": (2, "intra_cv", 0.5, 50), "moec_transformer": (2, "intra_cv", 0.5, 250),
 }  # fmt: skip
+# the same for masked language models
+MASKED_LM = {"roberta_pretraining": (8, "intra_cv", 0.5, 250), "roberta_small": (2, "intra_cv", 0.5, 250)}
 # differ from another recipe by their names only
 ALIKE = {"wmt16_en_de": "wmt14_en_de", "wmt14_en_fr": "wmt14_en_de", "multi30k_en_fr": "multi30k_en_de"}
 METHODS = ["dense", "moe", "moec", "moec-nodropout"]
@@ -35,12 +40,12 @@ def composed(name, *overrides):
 
 
 def test_all_are_there():
-    assert sorted(RECIPES) == sorted(path.stem for path in CONFIGS.glob("[!_]*.yaml"))
+    assert sorted(RECIPES | MASKED_LM) == sorted(path.stem for path in CONFIGS.glob("[!_]*.yaml"))
     assert sorted(METHODS) == sorted(path.stem for path in (CONFIGS / "method").iterdir())
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if recipe not in ALIKE])
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES | MASKED_LM if recipe not in ALIKE])
 def test_fairseq_knows_all_keys(recipe, method):
     config = composed(recipe, f"method={method}", "model.moe_expert_count=16")
     schemas = {
@@ -50,19 +55,26 @@ def test_fairseq_knows_all_keys(recipe, method):
         "optimizer": FairseqAdamConfig,
         "lr_scheduler": InverseSquareRootLRScheduleConfig,
     }
+    names = {"model": "moec_transformer", "criterion": "moec_label_smoothed_cross_entropy"}
+    if recipe in MASKED_LM:
+        schemas |= {
+            "model": MoECRobertaConfig,
+            "task": MaskedLMConfig,
+            "criterion": MoECMaskedLmConfig,
+            "lr_scheduler": PolynomialDecayLRScheduleConfig,
+        }
+        names = {"model": "moec_roberta", "criterion": "moec_masked_lm"}
     for group, schema in schemas.items():
         assert set(config[group]) - {"_name"} <= {field.name for field in fields(schema)}, group
     assert config["model.moe_expert_count"] == 16
-    assert (
-        config["criterion._name"] == "moec_label_smoothed_cross_entropy" and config["model._name"] == "moec_transformer"
-    )
-    clusters, variance, dropout, interval = RECIPES[recipe]
+    assert {group: config[f"{group}._name"] for group in names} == names
+    clusters, variance, dropout, interval = (RECIPES | MASKED_LM)[recipe]
     has_clusters = method.startswith("moec")
     assert config["model.moec_cluster_count"] == (clusters if has_clusters else 1)
     assert config["criterion.moec_variance"] == (variance if has_clusters else "none")
     assert config["model.moec_expert_dropout"] == (dropout if method == "moec" else 0)
     assert config["model.moec_expert_dropout_interval"] == interval
-    for_gpus = recipe.startswith(("wmt", "iwslt"))
+    for_gpus = recipe.startswith(("wmt", "iwslt", "roberta_pretraining"))
     assert config["common.fp16"] == for_gpus
     assert config["optimizer._name"] == ("fused_adam" if for_gpus else "adam")
     assert config["checkpoint.save_dir"] == "checkpoints/${hydra:job.config_name}_" + method + "/seed${common.seed}"
