@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -12,7 +13,7 @@ from moec_fairseq.__main__ import run
 from moec_fairseq.checkpoint.names import find_files
 from moec_fairseq.checkpoint.state import State, group, load_state, num_experts
 from moec_fairseq.data.glue import GlueTask, find_task, read_tasks
-from moec_fairseq.evaluate.model import MASKED_LM, Selection, first_folder, task_of
+from moec_fairseq.evaluate.model import MASKED_LM, Selection, first_folder, num_embeddings, task_of
 from moec_fairseq.evaluate.scores import markdown_table, write_table
 from moec_fairseq.evaluate.translate import find_checkpoint
 from moec_fairseq.launch.configuration import quoted
@@ -21,6 +22,7 @@ from moec_fairseq.util.progress import Headlines
 
 ALL = "all"  # tasks
 NONE = "none"  # no pre-training
+UNUSED_POSITIONS = 2  # fairseq numbers them from the one after <pad>
 OWN = {  # what the command gives to each training, and which of its options says it
     "checkpoint.finetune_from_model": "--pretrained",
     "checkpoint.save_dir": "--out",
@@ -29,6 +31,59 @@ OWN = {  # what the command gives to each training, and which of its options say
     "method": "--method",
     "task.data": "--out",
 }
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """What fine-tuning starts from.
+
+    Attributes:
+        overrides: KEY=VALUE that name it.
+        method: with which it was trained.
+        data: folder with its subwords; None: it has none.
+        fingerprint: what changes when it does.
+    """
+
+    overrides: tuple[str, ...] = ()
+    method: str = "moec"
+    data: Path | None = None
+    fingerprint: Any = None
+
+    @classmethod
+    def of(cls, checkpoint: Path) -> "Pretrained":
+        """Read what a checkpoint says of itself.
+
+        Raises:
+            ValueError: it is not of a masked language model.
+        """
+        state = load_state(next(iter(find_files(checkpoint).ranks.values())), optimizer=False)
+        if (task := task_of(state)) != MASKED_LM:
+            raise ValueError(
+                f"--pretrained {checkpoint} was trained for {task}, but GLUE needs a masked language model; give one, "
+                f"or {NONE}"
+            )
+        return cls(
+            (
+                f"checkpoint.finetune_from_model={quoted(checkpoint.absolute())}",
+                f"task.max_positions={num_embeddings(state, 'positions') - UNUSED_POSITIONS}",
+            ),
+            method_of(state),
+            first_folder(Path(group(state, "task")["data"])).parent,
+            Selection("", [checkpoint], checkpoint.parent).fingerprint(),
+        )
+
+
+SCRATCH = Pretrained()
+
+
+def method_of(state: State) -> str:
+    """Return the ``method=`` that a model was trained with."""
+    model = group(state, "model")
+    if num_experts(state) <= 1:
+        return "dense"
+    if model["moec_cluster_count"] == 1:
+        return "moe"
+    return "moec" if model["moec_expert_dropout"] else "moec-nodropout"
 
 
 def glue(
@@ -48,17 +103,11 @@ def glue(
     """
     tasks, overrides = _tasks_and_overrides(words)
     numbers = _numbers(seeds)
-    checkpoint, inputs, kind = None, None, method or "moec"
-    if pretrained == NONE:
-        system = f"{kind}-scratch"
-    else:
-        checkpoint = find_checkpoint(Path(pretrained))
-        state = _pretrained(checkpoint)
-        inputs = Selection("", [checkpoint], Path()).fingerprint()
-        data = data or first_folder(Path(group(state, "task")["data"])).parent
-        system = kind = method or method_of(state)
+    start = SCRATCH if pretrained == NONE else Pretrained.of(find_checkpoint(Path(pretrained)))
+    data, method = data or start.data, method or start.method
     if data is None:
-        raise ValueError(f"--pretrained {NONE} needs --data, a folder of moec prepare whose subwords are used")
+        raise ValueError(f"--pretrained {NONE} needs --data, a folder of moec prepare whose subwords are taken")
+    system = method if start.overrides else f"{method}-scratch"
     out = out.absolute()
     headlines = Headlines(len(tasks) * (1 + len(numbers)))
     reports: dict[str, list[dict[str, Any]]] = {}
@@ -73,13 +122,13 @@ def glue(
             headlines.show(f"Fine-tuning {system} for {task.name}, seed {seed}")
             results = work / f"{system}-seed{seed}"
             own = [
-                f"method={kind}",
+                f"method={method}",
                 f"task.data={quoted(work / 'binary')}",
                 f"common.seed={seed}",
                 f"common.cpu={str(cpu or not torch.cuda.is_available()).lower()}",
-                *([f"checkpoint.finetune_from_model={quoted(checkpoint.absolute())}"] if checkpoint else []),
+                *start.overrides,
             ]
-            train_once(f"glue_{task.name.lower()}", [*own, *overrides], results, [prepared, inputs])
+            train_once(f"glue_{task.name.lower()}", [*own, *overrides], results, [prepared, start.fingerprint])
             run(["evaluate", "--checkpoints", results, "--best", "--data", work, *(["--cpu"] if cpu else [])])
             report = results / "evaluation" / "best" / task.name / "scores.json"
             reports.setdefault(task.name, []).append(json.loads(report.read_text(encoding="utf-8")))
@@ -109,31 +158,6 @@ def _numbers(seeds: str) -> list[int]:
     except ValueError:
         pass
     raise ValueError(f"--seeds is {seeds}, but must be whole numbers from 1 with commas, such as 1,2,3")
-
-
-def _pretrained(checkpoint: Path) -> State:
-    """Return one of the files of a checkpoint.
-
-    Raises:
-        ValueError: it is not of a masked language model.
-    """
-    state = load_state(next(iter(find_files(checkpoint).ranks.values())), optimizer=False)
-    if (task := task_of(state)) != MASKED_LM:
-        raise ValueError(
-            f"--pretrained {checkpoint} was trained for {task}, but GLUE needs a masked language model; give a "
-            f"checkpoint of the task {MASKED_LM}, or {NONE}"
-        )
-    return state
-
-
-def method_of(state: State) -> str:
-    """Return with which ``method=`` a model was trained."""
-    model = group(state, "model")
-    if num_experts(state) <= 1:
-        return "dense"
-    if model["moec_cluster_count"] == 1:
-        return "moe"
-    return "moec" if model["moec_expert_dropout"] else "moec-nodropout"
 
 
 def table(system: str, seeds: Sequence[int], reports: Mapping[str, Sequence[dict[str, Any]]]) -> list[dict[str, str]]:

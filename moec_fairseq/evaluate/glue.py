@@ -15,7 +15,7 @@ from moec_fairseq.checkpoint.state import group, load_state
 from moec_fairseq.data.glue import GlueTask, find_task
 from moec_fairseq.data.pipeline import PREPARED
 from moec_fairseq.data.text import raw_lines
-from moec_fairseq.evaluate.model import first_folder, select, signature_of
+from moec_fairseq.evaluate.model import first_folder, num_embeddings, select, signature_of
 from moec_fairseq.evaluate.predict import Predictor
 from moec_fairseq.evaluate.scores import Score, add_row, read_table, score_table
 from moec_fairseq.util.files import alone_with, whole_texts, write_json
@@ -24,7 +24,6 @@ from moec_fairseq.util.version import project_version
 
 DEV, TEST = "dev", "test"  # as GLUE calls its sets
 SPECIALS = 5  # <s>, <pad>, </s>, <unk>, <mask>: rows of the embedding that dict.txt does not list
-EMBEDDING = "encoder.sentence_encoder.embed_tokens.weight"
 
 Texts = Sequence[str]
 
@@ -98,7 +97,7 @@ class FineTuned:
             first_folder(Path(str(task.get("data", "")))),
             int(task["num_classes"]),
             bool(task.get("regression_target")),
-            len(state["model"][EMBEDDING]),
+            num_embeddings(state, "tokens"),
             written,
             signature_of(state),
         )
@@ -175,9 +174,9 @@ class DataOfTask:
         return self.folder / "text" / f"{split}.tsv"
 
     def rows(self, split: str) -> list[tuple[str, str]]:
-        """Return the index of each row, and its label, "" where that is not known."""
-        rows = [line.split("\t") for line in raw_lines(self.text(split))]
-        return [(row[0], row[-1]) for row in rows]
+        """Return the index of each row, and its label, "" where labels are not published."""
+        header, *rows = (line.split("\t") for line in raw_lines(self.text(split)))
+        return [(row[0], row[-1] if header[-1] == "label" else "") for row in rows]
 
     def scores(self, split: str, predictions: Path) -> dict[str, Score]:
         """Score predictions that were written for a split; return nothing where the labels are not known."""

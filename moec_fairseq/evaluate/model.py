@@ -79,6 +79,12 @@ def task_of(state: State) -> str | None:
     return task.get("_name") or task.get("task")
 
 
+def num_embeddings(state: State, kind: str) -> int:
+    """Return for how many ``tokens`` or ``positions`` a model for language understanding has embeddings."""
+    ending = f".sentence_encoder.embed_{kind}.weight"
+    return next(len(weight) for name, weight in state["model"].items() if name.endswith(ending))
+
+
 def check_translates(path: Path, task: str | None) -> None:
     """Raise ValueError if a checkpoint was trained for a task of fairseq that is no translation."""
     if otherwise := OTHERWISE.get(str(task)):

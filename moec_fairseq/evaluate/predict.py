@@ -39,7 +39,7 @@ class Predictor:
             ValueError: a row does not fit into a batch.
         """
         data = self.task.load_dataset(split)
-        if (longest := max(data.sizes)) > self.max_tokens:
+        if (longest := max(map(data.num_tokens, range(len(data))))) > self.max_tokens:
             raise ValueError(f"--max-tokens is {self.max_tokens}, but {split} has a row of {longest}; give as many")
         batches = self.task.get_batch_iterator(data, max_tokens=self.max_tokens).next_epoch_itr(shuffle=False)
         found = [""] * len(data)
