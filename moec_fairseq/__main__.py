@@ -45,8 +45,8 @@ def _prepare(add: Add) -> None:
     """
     add(
         "corpus", nargs="?", metavar="CORPUS",
-        help="a recipe: a name in data/, such as wmt14_en_de, or the path of a YAML file; or quickstart; "
-        "left out for your own text",
+        help="a recipe: a name in data/, such as wmt14_en_de, or the path of a YAML file; or quickstart; or glue/TASK, "
+        "such as glue/CoLA; left out for your own text",
     )  # fmt: skip
     _own_text(add)
     text = "text for masked language models, a sentence a line, empty lines between documents"
@@ -55,7 +55,11 @@ def _prepare(add: Add) -> None:
     add("--test-text", type=Path, metavar="FILE", help="test on this (default: the same)")
     _languages(add, " (default: that of the recipe, or en)", " (default: that of the recipe, or de)")
     add("--raw-dir", type=Path, metavar="DIR", help="where the archives are, or are downloaded to (default: OUT/raw)")
-    add("--out", type=Path, metavar="DIR", help="all results (default: CORPUS-SOURCE-TARGET)")
+    add(
+        "--subwords-of", type=Path, metavar="DIR",
+        help="glue/TASK: what moec prepare --train-text made, or a folder with dict.txt, encoder.json and vocab.bpe",
+    )  # fmt: skip
+    add("--out", type=Path, metavar="DIR", help="all results (default: CORPUS-SOURCE-TARGET, own-text or glue-TASK)")
     add("--workers", type=int, default=2, metavar="N", help="processes (default: 2)")
     add("--vocab-size", type=int, default=32_000, metavar="N", help="most joint subwords (default: 32000)")
     add("--model-type", choices=MODEL_TYPES, default="bpe", help="of sentencepiece (default: bpe)")

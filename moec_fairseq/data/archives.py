@@ -8,7 +8,9 @@ import tarfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Collection
+import zipfile
+import zlib
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -20,6 +22,7 @@ from moec_fairseq.__main__ import NO_SPACE
 from moec_fairseq.data.compressed import broken, most_bytes, unpacked, without_ending
 from moec_fairseq.util.files import alone_with, whole_files
 
+ZIP = b"PK\x03\x04"  # the first bytes
 TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 BLOCK = 1 << 20
 TRIES = 6  # in a row that bring nothing new
@@ -76,6 +79,15 @@ def download(archive: Archive, raw: Path) -> Path:
             part.replace(path)
             _etag_path(part).unlink(missing_ok=True)
     return path
+
+
+def download_missing(archives: Iterable[Archive], raw: Path) -> list[Path]:
+    """Return the files of the archives in the folder ``raw``; those that it lacks are announced and downloaded."""
+    archives = list(archives)
+    missing = [archive.file_name for archive in archives if not (raw / archive.file_name).is_file()]
+    if missing:
+        print(f"to download, because {raw} lacks them: {', '.join(missing)}", flush=True)
+    return [download(archive, raw) for archive in archives]
 
 
 def _etag_path(part: Path) -> Path:
@@ -182,7 +194,7 @@ def _checksum(path: Path, kind: str) -> str:
 
 
 def extract(archive: Path, members: Collection[str], out: Path) -> dict[str, Path]:
-    """Write the members of a tar archive into the folder ``out``, each into one of its own; return where each is.
+    """Write members of a tar or zip archive into the folder ``out``, each into one of its own; return where each is.
 
     Members that the archive has compressed, as MEMBER.gz for MEMBER, stay compressed.
 
@@ -191,6 +203,9 @@ def extract(archive: Path, members: Collection[str], out: Path) -> dict[str, Pat
             larger than the archive can hold.
     """
     places = {wanted: out / str(number) for number, wanted in enumerate(sorted(members))}
+    with archive.open("rb") as start:
+        if start.read(len(ZIP)) == ZIP:
+            return _extract_zip(archive, places)
     found: dict[str, Path] = {}
     names: list[str] = []
     try:
@@ -224,10 +239,31 @@ def extract(archive: Path, members: Collection[str], out: Path) -> dict[str, Pat
                 f"{archive} is not a tar archive ({error}), but the recipe wants {min(members)} out of it"
             ) from error
         raise broken(archive, error) from error
-    missing = sorted(set(members) - set(found))
+    _check_members(archive, members, names, found)
+    return found
+
+
+def _extract_zip(archive: Path, places: Mapping[str, Path]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    try:
+        with zipfile.ZipFile(archive) as file:
+            names = file.namelist()
+            _check_members(archive, places, names, names)
+            for member, folder in tqdm(places.items(), desc=f"unpack {archive.name}", unit=" files"):
+                folder.mkdir(parents=True, exist_ok=True)
+                found[member] = folder / PurePosixPath(member).name
+                with file.open(member) as content:
+                    _copy(content, found[member], archive)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise broken(archive, error) from error
+    return found
+
+
+def _check_members(archive: Path, wanted: Iterable[str], names: Collection[str], found: Collection[str]) -> None:
+    """Raise ValueError if one of the wanted members is not found."""
+    missing = sorted(set(wanted) - set(found))
     if missing:
         raise ValueError(f"{archive} has no {missing[0]}; it has {', '.join([*sorted(names)[:8], '…'])}")
-    return found
 
 
 def _kind(info: tarfile.TarInfo) -> str:

@@ -21,23 +21,25 @@ class Table:
     """How the files of a split are laid out.
 
     Attributes:
-        files: names, read one after the other.
+        files: their names; they are read one after the other.
         sentences: columns of the one or two texts.
         label: column; None: there are no labels.
         index: column of the number under which a prediction is submitted; None: the row, from 0.
         columns: how many a row may have, in files without a header; empty: the first line is the header.
-        held_out: file with the ids of the training rows that are this split instead of files of its own; without it,
-            a tenth of them is held out.
-        ids: columns of the training rows that are compared with it.
+        held_out: file with the ids of the training rows that are for validation; without it, a tenth of them is.
+        ids: columns that are compared with it.
     """
 
-    files: tuple[str, ...] = ()
-    sentences: tuple[Column, ...] = ()
+    files: tuple[str, ...]
+    sentences: tuple[Column, ...]
     label: Column | None = None
     index: Column | None = None
     columns: tuple[int, ...] = ()
     held_out: str | None = None
     ids: tuple[Column, ...] = ()
+
+
+Layout = Mapping[str, Table]  # by split
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class GlueTask:
     Attributes:
         name: as GLUE writes it.
         archives: what to download.
-        layouts: of the files, by split; the first is that of GLUE's site.
+        layouts: of the files; the first is that of GLUE's site.
         metrics: of accuracy, f1, mcc, pearson, spearman; the score of the task is their mean.
         submission: name of the file to submit, by test split.
         labels: in the order of fairseq's classes; the last is the positive one. Empty: a number is predicted.
@@ -59,7 +61,7 @@ class GlueTask:
 
     name: str
     archives: tuple[Archive, ...]
-    layouts: tuple[Mapping[str, Table], ...]
+    layouts: tuple[Layout, ...]
     metrics: tuple[str, ...]
     submission: Mapping[str, str]
     labels: tuple[str, ...] = ()
@@ -76,6 +78,10 @@ class GlueTask:
     def num_classes(self) -> int:
         """Return how many values the model's head has."""
         return len(self.labels) or 1
+
+    def target(self, label: str) -> str:
+        """Return what the model is trained on for a label: a class, or a number from 0 to 1."""
+        return label if self.highest is None else str(float(label) / self.highest)
 
     @property
     def sets(self) -> dict[str, str]:

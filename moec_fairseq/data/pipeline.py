@@ -1,4 +1,4 @@
-"""The steps from a corpus to the binary data of fairseq: pairs to translate, or text of one language."""
+"""The steps from a corpus to the binary data of fairseq: pairs to translate, text of one language, tasks of GLUE."""
 
 import inspect
 import math
@@ -14,9 +14,12 @@ from typing import Any
 from tabulate import tabulate
 
 from moec_fairseq.__main__ import ROOT, parsers
+from moec_fairseq.data.binary import binarise_files
 from moec_fairseq.data.cleaning import Limits
 from moec_fairseq.data.compressed import found_as
 from moec_fairseq.data.documents import document_paths, write_documents
+from moec_fairseq.data.examples import ORDER, raw_files, read_examples, read_sentences, write_examples
+from moec_fairseq.data.glue import GlueTask, find_task
 from moec_fairseq.data.gpt2_bpe import GPT2_BPE, check_gpt2
 from moec_fairseq.data.languages import SPLITS, check_languages, parallel_paths
 from moec_fairseq.data.messages import fetch, read_pins, write_messages
@@ -31,8 +34,8 @@ from moec_fairseq.data.subwords import (
     segment_lines,
     train_model,
 )
-from moec_fairseq.data.text import check_file
-from moec_fairseq.util.files import alone_with, find_yaml, whole_files, whole_texts, write_json
+from moec_fairseq.data.text import check_file, raw_lines
+from moec_fairseq.util.files import alone_with, find_yaml, whole_files, whole_folder, whole_texts, write_json
 from moec_fairseq.util.processes import start_workers
 from moec_fairseq.util.stages import Stages
 
@@ -140,7 +143,9 @@ def prepare(corpus: str | None, **options: Any) -> None:
     Raises:
         ValueError: something is wrong with what was given or downloaded, or options do not go together.
     """
-    if corpus is None and any(options[f"{split}_text"] for split in SPLITS):
+    if corpus is not None and corpus.partition("/")[0] == "glue":
+        _run(prepare_glue, "GLUE", {"corpus": corpus, **options})
+    elif corpus is None and any(options[f"{split}_text"] for split in SPLITS):
         learning = ("vocab_size", "model_type", "character_coverage")
         if options["gpt2_bpe"]:
             _run(prepare_text, "text of one language with --gpt2-bpe", options, without=learning)
@@ -295,7 +300,14 @@ def prepare_text(
             stages.do(
                 "subwords",
                 tokens_per_sample,
-                lambda: segment_lines(document_paths(text), model, tokens_per_sample - 2, subwords, pool, 4 * workers),
+                lambda: segment_lines(
+                    {split: raw_lines(path) for split, path in document_paths(text).items()},
+                    model,
+                    tokens_per_sample - 2,
+                    subwords,
+                    pool,
+                    4 * workers,
+                ),  # fmt: skip
                 list(document_paths(subwords).values()),
             )
         )
@@ -305,6 +317,92 @@ def prepare_text(
             "binary", None, lambda: binarise_text(subwords, dictionary, workers, out / "binary"), [out / "binary"]
         )
         print(f"{out}: binary/ for fairseq, text/ and subwords/ with the sentences, the subword model, counts.md")
+
+
+def prepare_glue(corpus: str, raw_dir: Path | None, out: Path | None, workers: int, subwords_of: Path | None) -> None:
+    """Make data for a task of GLUE; see ``prepare``."""
+    _check_workers(workers)
+    task = find_task(corpus.partition("/")[2])
+    if subwords_of is None:
+        raise ValueError(
+            "GLUE needs the subwords of the pre-training; give its folder of moec prepare as --subwords-of"
+        )
+    sources = _model_of(subwords_of)
+    out = out or Path(f"glue-{task.name}")
+    check_apart(sources.values(), out)
+    text, subwords, raw = out / "text", out / "subwords", raw_dir or out / "raw"
+    out.mkdir(parents=True, exist_ok=True)
+    stages = Stages(out)
+    with start_workers(workers) as pool, alone_with(out):
+        counts: Counter[str] = Counter(
+            stages.do(
+                "text",
+                asdict(task),
+                lambda: write_examples(task, raw, text),
+                [text / "train.tsv"],
+                raw_files(task, raw),
+            )
+        )
+        splits = [split for split in ORDER if f"{split}: examples" in counts]
+        write_json(out / PREPARED, {"kind": "glue", "task": task.name, "splits": splits})
+        _take_model(sources, out, stages)
+        model = out / SENTENCEPIECE if SENTENCEPIECE in sources else out
+        names = {f"{split}.input{side}": (split, side) for split in splits for side in range(task.num_sentences)}
+        segmented = stages.do(
+            "subwords",
+            None,
+            lambda: segment_lines(
+                {name: read_sentences(text / f"{split}.tsv", side) for name, (split, side) in names.items()},
+                model,
+                None,
+                subwords,
+                pool,
+                4 * workers,
+            ),  # fmt: skip
+            [subwords / f"{name}.txt" for name in names],
+        )
+        for name, (split, side) in names.items():
+            counts[f"{split}: subwords of input{side}"] = segmented[f"{name}: subwords"]
+        _show(_rows(counts, task.name, splits), out / "counts.md")
+        stages.do("binary", None, lambda: _binarise_task(task, splits, out), [out / "binary"])
+        print(f"{out}: binary/ for fairseq, text/ and subwords/ with the sentences, the subword model, counts.md")
+
+
+def _model_of(folder: Path) -> dict[str, Path]:
+    """Return the files of the subword model and its dictionary in a folder of pre-training data, by name.
+
+    Raises:
+        ValueError: there are none.
+    """
+    binary = folder / "binary"
+    dictionary = binary / DICTIONARY if binary.is_dir() else folder / DICTIONARY
+    models = [names for names in ((SENTENCEPIECE,), GPT2_BPE) if all((folder / name).is_file() for name in names)]
+    if not models or not dictionary.is_file():
+        missing = DICTIONARY if models else f"{SENTENCEPIECE}, nor {' and '.join(GPT2_BPE)}"
+        raise ValueError(
+            f"{folder} has no {missing}; give the folder that moec prepare --train-text made, or one with the files of "
+            "a published RoBERTa"
+        )
+    return {name: folder / name for name in models[0]} | {DICTIONARY: dictionary}
+
+
+def _binarise_task(task: GlueTask, splits: Sequence[str], out: Path) -> None:
+    """Make the folder for fairseq's sentence_prediction of the subwords and the labels in ``out``."""
+    with whole_folder(out / "binary") as part:
+        for side in range(task.num_sentences):
+            texts = {split: out / "subwords" / f"{split}.input{side}.txt" for split in splits}
+            binarise_files(texts, out / DICTIONARY, part / f"input{side}")
+        labels = {}
+        for split in splits:
+            examples = list(read_examples(out / "text" / f"{split}.tsv"))
+            if examples[0].label is not None:
+                labels[split] = part / "label" / f"{split}.label"  # which is all that is read of numbers
+                with whole_texts([labels[split]]) as (file,):
+                    file.writelines(f"{task.target(str(example.label))}\n" for example in examples)
+        if not task.regression:
+            with whole_texts([part / "label" / DICTIONARY]) as (file,):  # fixes the order of classes
+                file.writelines(f"{label} 1\n" for label in task.labels)
+            binarise_files(labels, part / "label" / DICTIONARY, part / "label")
 
 
 def _take_model(sources: Mapping[str, Path], out: Path, stages: Stages) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from moec_fairseq.data.archives import download, extract
+from moec_fairseq.data.archives import download_missing, extract
 from moec_fairseq.data.cleaning import normalise
 from moec_fairseq.data.languages import SPLITS, parallel_paths
 from moec_fairseq.data.recipes import Recipe
@@ -113,10 +113,7 @@ def write_published(
     recipe: Recipe, raw: Path, out: Path, pool: Executor, ahead: int, distinct: bool = False
 ) -> Counter[str]:
     """Download what ``raw`` lacks, unpack it beside ``out``, and write the text of each split; see ``write_texts``."""
-    missing = [archive.file_name for archive in recipe.archives.values() if not (raw / archive.file_name).is_file()]
-    if missing:
-        print(f"to download, because {raw} lacks them: {', '.join(missing)}", flush=True)
-    archives = {name: download(archive, raw) for name, archive in recipe.archives.items()}
+    archives = dict(zip(recipe.archives, download_missing(recipe.archives.values(), raw), strict=True))
     extracted = out.with_name("extracted")
     counts = write_texts(recipe, _places(recipe, archives, extracted), out, pool, ahead, distinct)
     shutil.rmtree(extracted, ignore_errors=True)

@@ -178,12 +178,12 @@ def _model(path: Path) -> _Model | Gpt2Model:
 
 
 def segment_lines(
-    texts: Mapping[str, Path], model: Path, most: int | None, out: Path, pool: Executor, ahead: int
+    texts: Mapping[str, Iterable[str]], model: Path, most: int | None, out: Path, pool: Executor, ahead: int
 ) -> Counter[str]:
     """Write the subwords of texts, line by line; empty lines stay.
 
     Args:
-        texts: by the names NAME that the files get in ``out``, as NAME.txt.
+        texts: lines, by the NAME of the file that they get in ``out``, NAME.txt.
         model: of sentencepiece, or a folder with the files of GPT-2's BPE.
         most: subwords of a line; longer lines become several. None: no limit.
         out: folder.
@@ -200,7 +200,7 @@ def segment_lines(
             whole_texts([out / f"{name}.txt"]) as (file,),
             tqdm(desc=f"segment {name}", unit=" lines", unit_scale=True) as bar,
         ):
-            for segmented, read, counted in in_order(pool, work, chunks(raw_lines(text), CHUNK), ahead):
+            for segmented, read, counted in in_order(pool, work, chunks(text, CHUNK), ahead):
                 file.write(segmented)
                 bar.update(read)
                 counts.update({f"{name}: {what}": number for what, number in counted.items()})

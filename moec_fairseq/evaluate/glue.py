@@ -12,6 +12,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from moec_fairseq.checkpoint.state import group, load_state
+from moec_fairseq.data.examples import read_examples
 from moec_fairseq.data.glue import GlueTask, find_task
 from moec_fairseq.data.pipeline import PREPARED
 from moec_fairseq.data.text import raw_lines
@@ -128,7 +129,7 @@ class DataOfTask:
                 f"{place} is not a task of GLUE that moec prepare has written; give --data, what moec prepare "
                 "glue/TASK has made"
             )
-        self.folder = around[0]
+        self.folder, self._splits = around[0], about["splits"]
         self.binary = self.folder / "binary"
         self.task = find_task(about["task"])
         self._check_head(model)
@@ -166,25 +167,18 @@ class DataOfTask:
         return {
             split: f"{words[split.rstrip('1')]} {title}".rstrip()
             for split, title in self.task.sets.items()
-            if self.text(split).is_file()
+            if split in self._splits
         }
 
     def text(self, split: str) -> Path:
-        """Return the rows of a split: index, sentences, label."""
+        """Return the examples of a split as text."""
         return self.folder / "text" / f"{split}.tsv"
 
-    def rows(self, split: str) -> list[tuple[str, str]]:
-        """Return the index of each row, and its label, "" where labels are not published."""
-        header, *rows = (line.split("\t") for line in raw_lines(self.text(split)))
-        return [(row[0], row[-1] if header[-1] == "label" else "") for row in rows]
-
     def scores(self, split: str, predictions: Path) -> dict[str, Score]:
-        """Score predictions that were written for a split; return nothing where the labels are not known."""
-        labels = [label for _, label in self.rows(split)]
-        if "" in labels:
-            return {}
+        """Score predictions that were written for a split; return nothing where labels are not published."""
+        labels = [example.label for example in read_examples(self.text(split)) if example.label is not None]
         _, *rows = raw_lines(predictions)
-        return score(self.task, labels, [row.partition("\t")[2] for row in rows])
+        return score(self.task, labels, [row.partition("\t")[2] for row in rows]) if labels else {}
 
     def submission(self, split: str) -> Path:
         """Return where predictions go, such as ``dev/MNLI-m.tsv``."""
@@ -245,8 +239,8 @@ def evaluate_glue(
         with whole_texts(list(files.values())) as texts:
             for file, (split, found) in zip(texts, predictions.items(), strict=True):
                 file.write("index\tprediction\n")
-                rows = zip(place.rows(split), found, strict=True)
-                file.writelines(f"{index}\t{prediction}\n" for (index, _), prediction in rows)
+                rows = zip(read_examples(place.text(split)), found, strict=True)
+                file.writelines(f"{example.index}\t{prediction}\n" for example, prediction in rows)
         return project_version()
 
     with alone_with(folder):
