@@ -176,15 +176,25 @@ def table(system: str, seeds: Sequence[int], reports: Mapping[str, Sequence[dict
         for words, metrics in found[0]["scores"].items():
             for metric in metrics:
                 values = [report["scores"][words][metric]["value"] for report in found]
-                rows.append({"task": task, "set": words, "metric": metric} | _summary(seeds, values, median(values)))
+                rows.append(
+                    {"system": system, "task": task, "set": words, "metric": metric}
+                    | _summary(seeds, values, median(values))
+                    | {"model": _common(found)}
+                )
     if len(reports) > 1:
         by_task = [[report["score"] for report in found] for found in reports.values()]
         means = [fmean(values) for values in zip(*by_task, strict=True)]
-        last = _summary(seeds, means, fmean(map(median, by_task)))
-        rows.append({"task": f"mean of {len(reports)} tasks", "set": "dev", "metric": ""} | last)
-    return [{"system": system} | row for row in rows]
+        summary = _summary(seeds, means, fmean(map(median, by_task)))
+        rows.append({"system": system, "task": f"mean of {len(reports)} tasks", "set": "dev"} | summary)
+    return rows
 
 
 def _summary(seeds: Sequence[int], values: Sequence[float], middle: float) -> dict[str, str]:
     each = {f"seed {seed}": f"{value:.2f}" for seed, value in zip(seeds, values, strict=True)}
     return each | {"median": f"{middle:.2f}", "spread": f"{max(values) - min(values):.2f}"}
+
+
+def _common(reports: Sequence[dict[str, Any]]) -> str:
+    """Return what the signatures of several seeds have in common."""
+    signatures = [[*report["model"].split("|"), f"moec_fairseq:{report['version']}"] for report in reports]
+    return "|".join(part for part in signatures[0] if all(part in signature for signature in signatures))

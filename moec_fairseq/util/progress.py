@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 BAR = "  {percentage:3.0f}% |{bar:24}| {n_fmt}/{total_fmt} {unit}, {elapsed} gone, {remaining} left{postfix}"
 LINE = "  {percentage:3.0f}% {n_fmt}/{total_fmt} {unit}, {elapsed} gone, {remaining} left{postfix}"
-RESUMED = re.compile(r"Loaded checkpoint .* @ (\d+) updates")
+RESUMED = re.compile(r"Loaded checkpoint .* @ ([1-9]\d*) updates")  # 0: fine-tuning begins
 # what is shown of fairseq's measures, in words; translation has perplexity, GLUE has the rest
 MEASURES = {
     "loss": "loss",
