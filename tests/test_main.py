@@ -63,7 +63,7 @@ def test_a_command_line_that_is_none(words, capsys):
 
 @pytest.mark.parametrize("words, sentence", [
     (["prepare", "--train-prefix", "none"], "none.en: no such file; check the name"),
-    (["prepare"], "nothing to prepare was given; give a recipe of data/, quickstart, or --train-prefix"),
+    (["prepare"], "nothing to prepare was given; give a recipe of data/, quickstart, --train-prefix, "),
     (["prepare", "quickstart", "--source", "de", "--target", "fr"], "--source is de, but the messages are in English"),
     (["prepare", "quickstart", "--test-prefix", "x"], "are for your own text: give --train-prefix, and no CORPUS"),
     (["prepare", "--train-prefix", "x", "--target", "en"], "source and target are both 'en'; they must differ"),

@@ -1,9 +1,11 @@
 """Files from the web, and what is taken out of them: downloads resume, are checked, and write nowhere else."""
 
+import errno
 import hashlib
 import http.client
 import io
 import os
+import struct
 import tarfile
 import time
 import urllib.error
@@ -23,6 +25,8 @@ from moec_fairseq.data.compressed import broken, most_bytes, unpacked, without_e
 from moec_fairseq.util.files import alone_with, whole_files
 
 ZIP = b"PK\x03\x04"  # the first bytes
+# What zipfile raises; RuntimeError also for what is encrypted, or compressed in a way that it does not know.
+BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, UnicodeDecodeError, struct.error)
 TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 BLOCK = 1 << 20
 TRIES = 6  # in a row that bring nothing new
@@ -254,7 +258,9 @@ def _extract_zip(archive: Path, places: Mapping[str, Path]) -> dict[str, Path]:
                 found[member] = folder / PurePosixPath(member).name
                 with file.open(member) as content:
                     _copy(content, found[member], archive)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except (*BROKEN_ZIP, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # of a place before the file's beginning
+            raise
         raise broken(archive, error) from error
     return found
 

@@ -189,9 +189,7 @@ class _Parser:
         wanted = [column for column in (*table.sentences, *table.ids, table.label, table.index) if column is not None]
         for column in wanted:
             if isinstance(column, str) and column not in header:
-                raise ValueError(
-                    f"the header has no column {column!r}, but {', '.join(header)}; take {task.name}'s own file"
-                )
+                raise ValueError(f"the header has no column {column!r} of {task.name}; it has {', '.join(header)}")
         self.places = {column: header.index(column) if isinstance(column, str) else column - 1 for column in wanted}
 
     def texts(self, fields: list[str], columns: Sequence[Column]) -> tuple[str, ...]:

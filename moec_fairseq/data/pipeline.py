@@ -5,7 +5,7 @@ import math
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -133,7 +133,8 @@ def choose_corpus(
     if given:
         raise ValueError("--valid-prefix and --test-prefix are for your own text: give --train-prefix, and no CORPUS")
     if corpus is None:
-        raise ValueError("nothing to prepare was given; give a recipe of data/, quickstart, or --train-prefix")
+        ways = "a recipe of data/, quickstart, --train-prefix, --train-text or glue/TASK"
+        raise ValueError(f"nothing to prepare was given; give {ways}")
     return _messages(*languages, tier)
 
 
@@ -188,7 +189,11 @@ def prepare_pairs(
     max_ratio: float | None,
     distinct: bool,
 ) -> None:
-    """Make data for translation; see ``prepare``."""
+    """Make data for translation.
+
+    Raises:
+        ValueError: something is wrong with what was given or downloaded.
+    """
     _check_workers(workers)
     prefixes = {"train": train_prefix, "valid": valid_prefix, "test": test_prefix}
     chosen = choose_corpus(corpus, recipes, source, target, prefixes, tier, distinct)
@@ -253,7 +258,11 @@ def prepare_text(
     gpt2_bpe: Path | None,
     tokens_per_sample: int,
 ) -> None:
-    """Make data for masked language models of the user's own text; see ``prepare``."""
+    """Make data for masked language models of the user's own text.
+
+    Raises:
+        ValueError: something is wrong with what was given.
+    """
     _check_workers(workers)
     if train_text is None:
         raise ValueError("--valid-text and --test-text need --train-text; give it, too")
@@ -278,15 +287,13 @@ def prepare_text(
         counts = Counter(
             stages.do(
                 "text",
-                {split: str(path) for split, path in files.items()},
+                [[split, str(path), path.stat().st_mtime_ns] for split, path in files.items()],
                 lambda: write_documents(files, text),
                 list(document_paths(text).values()),
-                list(files.values()),
             )
         )
         write_json(out / PREPARED, {"kind": "text", "tokens_per_sample": tokens_per_sample})
-        for other in MODEL_FILES.difference(names):  # of an earlier run
-            (out / other).unlink(missing_ok=True)
+        _remove_other_models(names, out)
         if gpt2_bpe:
             _take_model({name: gpt2_bpe / name for name in names}, out, stages)
         else:
@@ -296,18 +303,12 @@ def prepare_text(
                 lambda: train_model([text / "train.txt"], vocab_size, model_type, character_coverage, model),
                 [model],
             )
+        lines = {split: raw_lines(path) for split, path in document_paths(text).items()}
         counts.update(
             stages.do(
                 "subwords",
                 tokens_per_sample,
-                lambda: segment_lines(
-                    {split: raw_lines(path) for split, path in document_paths(text).items()},
-                    model,
-                    tokens_per_sample - 2,
-                    subwords,
-                    pool,
-                    4 * workers,
-                ),  # fmt: skip
+                lambda: segment_lines(lines, model, tokens_per_sample - 2, subwords, pool, 4 * workers),
                 list(document_paths(subwords).values()),
             )
         )
@@ -320,13 +321,15 @@ def prepare_text(
 
 
 def prepare_glue(corpus: str, raw_dir: Path | None, out: Path | None, workers: int, subwords_of: Path | None) -> None:
-    """Make data for a task of GLUE; see ``prepare``."""
+    """Make data for a task of GLUE, with the subwords of a pre-training.
+
+    Raises:
+        ValueError: something is wrong with what was given or downloaded.
+    """
     _check_workers(workers)
     task = find_task(corpus.partition("/")[2])
     if subwords_of is None:
-        raise ValueError(
-            "GLUE needs the subwords of the pre-training; give its folder of moec prepare as --subwords-of"
-        )
+        raise ValueError("GLUE needs the subwords of a pre-training; give its folder of moec prepare as --subwords-of")
     sources = _model_of(subwords_of)
     out = out or Path(f"glue-{task.name}")
     check_apart(sources.values(), out)
@@ -345,20 +348,15 @@ def prepare_glue(corpus: str, raw_dir: Path | None, out: Path | None, workers: i
         )
         splits = [split for split in ORDER if f"{split}: examples" in counts]
         write_json(out / PREPARED, {"kind": "glue", "task": task.name, "splits": splits})
+        _remove_other_models(sources, out)
         _take_model(sources, out, stages)
         model = out / SENTENCEPIECE if SENTENCEPIECE in sources else out
         names = {f"{split}.input{side}": (split, side) for split in splits for side in range(task.num_sentences)}
+        sentences = {name: read_sentences(text / f"{split}.tsv", side) for name, (split, side) in names.items()}
         segmented = stages.do(
             "subwords",
             None,
-            lambda: segment_lines(
-                {name: read_sentences(text / f"{split}.tsv", side) for name, (split, side) in names.items()},
-                model,
-                None,
-                subwords,
-                pool,
-                4 * workers,
-            ),  # fmt: skip
+            lambda: segment_lines(sentences, model, None, subwords, pool, 4 * workers),
             [subwords / f"{name}.txt" for name in names],
         )
         for name, (split, side) in names.items():
@@ -415,6 +413,12 @@ def _take_model(sources: Mapping[str, Path], out: Path, stages: Stages) -> None:
 
     copies = [out / name for name in sources]
     stages.do("subword-model", list(map(str, sources.values())), copy, copies, list(sources.values()))
+
+
+def _remove_other_models(names: Iterable[str], out: Path) -> None:
+    """Remove what an earlier run with another subword model has left."""
+    for name in MODEL_FILES.difference(names):
+        (out / name).unlink(missing_ok=True)
 
 
 def _check_workers(workers: int) -> None:

@@ -103,11 +103,34 @@ def test_what_is_no_tar_archive(tmp_path, content, message):
         extract(tmp_path / "a.tgz", {"x.en"}, tmp_path / "out")
 
 
+def make_zip(path, *members):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members:
+            archive.writestr(name, content)
+    return path
+
+
 def test_a_zip_archive(tmp_path):
-    with zipfile.ZipFile(tmp_path / "a.tgz", "w") as archive:
-        archive.writestr("x.en", "one\n")
-    with pytest.raises(ValueError, match=r"is a zip archive, which cannot be read here; unpack it first: unzip a\.tgz"):
-        extract(tmp_path / "a.tgz", {"x.en"}, tmp_path / "out")
+    archive = make_zip(
+        tmp_path / "a.zip", ("d/", b""), ("d/x.en", b"one\n"), ("../x.de", b"eins\n"), ("d/y.en", b"two\n")
+    )
+    found = extract(archive, {"d/x.en", "../x.de"}, tmp_path / "out")
+    assert {name: path.read_bytes() for name, path in found.items()} == {"d/x.en": b"one\n", "../x.de": b"eins\n"}
+    assert all_files(tmp_path) == {archive, *found.values()}
+    assert all(path.is_relative_to(tmp_path / "out") for path in found.values())
+    with pytest.raises(ValueError, match=r"a\.zip has no x\.en; it has \.\./x\.de, d/, d/x\.en, d/y\.en, …"):
+        extract(archive, {"x.en"}, tmp_path / "out")
+    archive.write_bytes(archive.read_bytes()[:-30])
+    with pytest.raises(ValueError, match=r"a\.zip is broken \(File is not a zip file\); remove it and start again"):
+        extract(archive, {"d/x.en"}, tmp_path / "out")
+
+
+def test_a_zip_bomb_is_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(compressed, "_ROOM", 1 << 18)
+    archive = make_zip(tmp_path / "a.zip", ("bomb", bytes(1 << 22)), ("x.en", b"one\n"))
+    assert extract(archive, {"x.en"}, tmp_path / "out")["x.en"].read_bytes() == b"one\n"
+    with pytest.raises(ValueError, match=r"a\.zip: bomb is larger than the archive can hold"):
+        extract(archive, {"bomb"}, tmp_path / "out")
 
 
 def size_of(folder):
@@ -140,10 +163,16 @@ def test_holes_are_not_filled_without_end(tmp_path, monkeypatch):
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(st.integers(0, 3 * 512 - 1), st.binary(min_size=1, max_size=12)), min_size=1, max_size=4))
-def test_damage_is_one_sentence_and_stays_in_the_folder(tmp_path, damage):
-    content = bytearray(make(tmp_path / "whole.tar", ("x.en", b"one\n"), ("x.de", b"eins\n"), mode="w").read_bytes())
-    for place, wrong in damage:
+@given(
+    st.sampled_from(["tar", "zip"]),
+    st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=12)), min_size=1, max_size=4),
+)
+def test_damage_is_one_sentence_and_stays_in_the_folder(tmp_path, kind, damage):
+    texts = ("x.en", b"one\n"), ("x.de", b"eins\n")
+    whole = make_zip(tmp_path / "whole", *texts) if kind == "zip" else make(tmp_path / "whole", *texts, mode="w")
+    content = bytearray(whole.read_bytes())
+    for part, wrong in damage:
+        place = int(part * min(len(content), 3 * 512))
         content[place : place + len(wrong)] = wrong
     (tmp_path / "a.tgz").write_bytes(content)
     try:
@@ -152,7 +181,7 @@ def test_damage_is_one_sentence_and_stays_in_the_folder(tmp_path, damage):
     except ValueError as error:
         assert str(error).startswith(str(tmp_path / "a.tgz")) and "\n" not in str(error)
     outside = {path for path in all_files(tmp_path) if not path.is_relative_to(tmp_path / "out")}
-    assert outside == {tmp_path / "whole.tar", tmp_path / "a.tgz"}
+    assert outside == {tmp_path / "whole", tmp_path / "a.tgz"}
 
 
 def test_members_stay_compressed_under_their_names(tmp_path):
