@@ -12,7 +12,7 @@ from fairseq.binarizer import FileBinarizer, VocabularyDatasetBinarizer
 from fairseq.data import Dictionary
 
 from tests.conftest import LETTERS, USER_DIR
-from tests.whole_trainings import configuration
+from tests.whole_trainings import configuration, of_rank, train_with_stops
 
 ROBERTA = (
     "--user-dir", USER_DIR, "--cpu", "--encoder-layers", 2, "--encoder-attention-heads", 2, "--encoder-embed-dim", 16,
@@ -63,7 +63,9 @@ def write_text(folder: Path, train: int = 400, valid: int = 40) -> Path:
     return folder
 
 
-def write_pairs(folder: Path, train: int = 600, valid: int = 100, labels: tuple[str, str] = ("0", "1")) -> Path:
+def write_pairs(
+    folder: Path, train: int = 600, valid: int = 100, labels: tuple[str, str] = ("0", "1"), symbols: str = LETTERS
+) -> Path:
     """Write data of the task ``sentence_prediction``: do two sentences begin with the same letter?"""
     draw = random.Random(1)
     for split, number in (("train", train), ("valid", valid)):
@@ -76,7 +78,7 @@ def write_pairs(folder: Path, train: int = 600, valid: int = 100, labels: tuple[
             second.append(" ".join(words[1]))
             label.append(labels[same])
         for name, lines in (("input0", first), ("input1", second)):
-            write_binary(lines, folder / name / split, dictionary_of(LETTERS))
+            write_binary(lines, folder / name / split, dictionary_of(symbols))
         write_binary(label, folder / "label" / split, dictionary_of(labels))
     return folder
 
@@ -103,3 +105,10 @@ def built(folder: Path, *flags: object, base: tuple[object, ...] = SPARSE) -> Bu
     model = task.build_model(config.model)
     task.load_dataset("train")
     return Built(task, model, task.build_criterion(config.criterion), task.dataset("train"))
+
+
+def train_on_ranks(
+    rank: int, world_size: int, data: Path, save_dir: Path, updates: int, base: tuple[object, ...], *flags: object
+) -> dict[str, Any]:
+    """Do what fairseq-train does, as one rank of a job that is running; return what the training has seen."""
+    return vars(train_with_stops(data, save_dir, [updates], *flags, *of_rank(rank, world_size), base=base))

@@ -14,8 +14,8 @@ from torch import Tensor
 from tests.conftest import LETTERS, TINY
 
 SMALL = (
-    *TINY, "--encoder-embed-dim", 16, "--encoder-ffn-embed-dim", 16, "--decoder-embed-dim", 16,
-    "--decoder-ffn-embed-dim", 16, "--criterion", "moec_label_smoothed_cross_entropy",
+    "-s", "src", "-t", "tgt", *TINY, "--encoder-embed-dim", 16, "--encoder-ffn-embed-dim", 16, "--decoder-embed-dim",
+    16, "--decoder-ffn-embed-dim", 16, "--criterion", "moec_label_smoothed_cross_entropy",
     "--moec-expert-dropout-interval", 7, "--optimizer", "adam", "--lr", 0.003, "--num-workers", 0,
     "--data-buffer-size", 0, "--no-progress-bar",
 )  # fmt: skip
@@ -72,12 +72,12 @@ def configuration(*arguments: str) -> Any:
     return convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, input_args=list(arguments)))
 
 
-def train(data: Any, save_dir: Path, *flags: object, max_update: int = 0) -> Seen:
+def train(data: Any, save_dir: Path, *flags: object, max_update: int = 0, base: tuple[object, ...] = SMALL) -> Seen:
     """Do what the command line of fairseq-train does."""
     from fairseq.trainer import Trainer
     from fairseq_cli.train import main
 
-    config = deepcopy(configuration(*map(str, (data, "-s", "src", "-t", "tgt", *SMALL, *flags))))
+    config = deepcopy(configuration(*map(str, (data, *base, *flags))))
     config.checkpoint.save_dir, config.optimization.max_update = str(save_dir), max_update
     seen = Seen()
     train_step = Trainer.train_step
@@ -98,11 +98,13 @@ def train(data: Any, save_dir: Path, *flags: object, max_update: int = 0) -> See
     return seen
 
 
-def train_with_stops(data: Any, save_dir: Path, stops: Sequence[int], *flags: object) -> Seen:
+def train_with_stops(
+    data: Any, save_dir: Path, stops: Sequence[int], *flags: object, base: tuple[object, ...] = SMALL
+) -> Seen:
     """Train up to each of the updates ``stops``, starting again for each; return what was seen in all."""
     whole = Seen()
     for stop in stops:
-        part = train(data, save_dir, *flags, max_update=stop)
+        part = train(data, save_dir, *flags, max_update=stop, base=base)
         whole = Seen(whole.sentences + part.sentences, part.parameters, whole.rates + part.rates)
     return whole
 
@@ -111,11 +113,15 @@ def vars_of_training(
     rank: int, world_size: int, data: Any, save_dir: Path, stops: Sequence[int], *flags: object
 ) -> dict[str, Any]:
     """Do the same as one rank of a job that is running."""
+    return vars(train_with_stops(data, save_dir, stops, *flags, *of_rank(rank, world_size)))
+
+
+def of_rank(rank: int, world_size: int) -> tuple[object, ...]:
+    """Return the flags of a rank of the job that this process is in."""
     from fairseq.distributed import utils as distributed_utils
 
     distributed_utils._GLOBAL_GROUP = torch.distributed.group.WORLD
-    seen = train_with_stops(
-        data, save_dir, stops, *flags, "--distributed-world-size", world_size, "--distributed-rank", rank,
-        "--distributed-no-spawn", "--ddp-backend", "legacy_ddp", "--distributed-backend", "gloo",
+    return (
+        "--distributed-world-size", world_size, "--distributed-rank", rank, "--distributed-no-spawn", "--ddp-backend",
+        "legacy_ddp", "--distributed-backend", "gloo",
     )  # fmt: skip
-    return vars(seen)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from fairseq import checkpoint_utils, file_utils
+from fairseq.criterions.sentence_prediction import SentencePredictionConfig
 from fairseq.data import FastaDataset, data_utils, iterators, language_pair_dataset, token_block_dataset
 from fairseq.dataclass import utils as dataclass_utils
 from fairseq.model_parallel.megatron_trainer import MegatronTrainer
@@ -19,6 +20,7 @@ from fairseq.models import distributed_fairseq_model
 from fairseq.modules import AdaptiveSoftmax, LayerDropModuleList, dynamic_crf_layer
 from fairseq.nan_detector import NanDetector
 from fairseq.optim import AMPOptimizer
+from fairseq.tasks.masked_lm import MaskedLMTask
 from fairseq.trainer import Trainer
 
 from moec_fairseq.compat import checkpoints, data, modules, untrusted, versions
@@ -36,12 +38,18 @@ def new_trainer(cls: type[Trainer], *_: Any, **__: Any) -> Trainer:
     return object.__new__(MoECTrainer if cls is Trainer else cls)
 
 
-def bf16_without_tpu(args: Any) -> Any:
-    """Let ``--bf16`` and ``--memory-efficient-bf16`` mean bfloat16 on the device that there is.
+def complete_options(args: Any) -> Any:
+    """Let ``--bf16`` mean bfloat16 on the device that there is, and ``--task sentence_prediction`` need no criterion.
 
-    Reason: fairseq's command line takes them for the wish for a TPU, on a machine with a GPU, too, and stops with an
-    AttributeError about ``xla_device`` where torch_xla is not installed.
+    Reason: fairseq's command line takes ``--bf16`` and ``--memory-efficient-bf16`` for the wish for a TPU, on a machine
+    with a GPU, too, and stops with an AttributeError about ``xla_device`` where torch_xla is not installed. And it
+    looks for two options of that task in those of ``--criterion``, which fairseq-validate takes from the checkpoint
+    ("Interpolation key 'criterion.classification_head_name' not found").
     """
+    if getattr(args, "task", None) == "sentence_prediction":
+        defaults = SentencePredictionConfig()
+        args.classification_head_name = getattr(args, "classification_head_name", defaults.classification_head_name)
+        args.regression_target = getattr(args, "regression_target", defaults.regression_target)
     other_device = getattr(args, "cpu", False) or torch.cuda.is_available() or find_spec("torch_xla") is None
     if getattr(args, "bf16", False) and other_device:
         args.tpu = False
@@ -75,8 +83,9 @@ PATCHES = (
           "experts on several ranks, exact resuming; most of what used to be patched", ALL, "test_trainer.py"),
     Patch(MegatronTrainer, "__bases__", (MoECTrainer,),
           "its options are checked, too: it cannot be combined with experts on several ranks", ALL, "test_trainer.py"),
-    Patch(dataclass_utils, "override_module_args", bf16_without_tpu,
-          "--bf16 means bfloat16 on the device that there is, not a TPU", ALL, "test_trainer.py"),
+    Patch(dataclass_utils, "override_module_args", complete_options,
+          "--bf16 means bfloat16 on the device that there is; sentence_prediction needs no criterion", ALL,
+          "test_trainer.py"),
     Patch(AMPOptimizer, "step", modules.unscale_once,
           "--amp divides gradients by the loss scale once, not twice", ALL, "compat/test_modules.py"),
     Patch(distributed_fairseq_model, "DistributedDataParallel", modules.ddp_of_its_device,
@@ -99,6 +108,8 @@ PATCHES = (
     # data
     Patch(data_utils, "batch_by_size", data.keep_last_batch,
           "no sentence is left out", "fairseq-fixed 0.12.3.1", "compat/test_data.py"),
+    Patch(MaskedLMTask, "args", property(data.options_of_subwords),
+          "--mask-whole-words finds out where words begin", ALL, "compat/test_data.py"),
     Patch(data_utils, "infer_language_pair", data.read_codes_with_hyphens,
           "languages such as pt-BR are found", ALL, "compat/test_data.py"),
     *(Patch(module, "np", data.NumpyAsItWas(),

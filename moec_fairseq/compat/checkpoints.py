@@ -6,7 +6,7 @@ its file complete under its temporary name, and renames it before it resumes.
 
 import logging
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -26,6 +26,8 @@ from moec_fairseq.checkpoint.sharded import assemble, open_checkpoint, shard_of
 from moec_fairseq.checkpoint.state import load_if_readable
 
 TEMPORARY = ".tmp"  # as fairseq adds it
+
+logger = logging.getLogger(__name__)
 
 _save_checkpoint = checkpoint_utils.save_checkpoint
 _load_checkpoint = checkpoint_utils.load_checkpoint
@@ -123,10 +125,10 @@ def forget_other_trainings(trainer: Any) -> None:
     for writer in progress_bar._tensorboard_writers.values():
         writer.close()
     progress_bar._tensorboard_writers.clear()
-    logger, own = logging.getLogger("fairseq_cli.train"), trainer.cfg.common.log_file
-    for handler in [h for h in logger.handlers if isinstance(h, logging.FileHandler)]:
+    of_training, own = logging.getLogger("fairseq_cli.train"), trainer.cfg.common.log_file
+    for handler in [h for h in of_training.handlers if isinstance(h, logging.FileHandler)]:
         if own is None or Path(handler.baseFilename) != Path(own).absolute():
-            logger.removeHandler(handler)
+            of_training.removeHandler(handler)
             handler.close()
 
 
@@ -196,8 +198,18 @@ def own_experts(trainer: Any, files: Files, optimizer: bool) -> Iterator[None]:
         optimizer: whether the optimizer's state is wanted, too.
 
     Raises:
-        ValueError: the files do not belong together, or have another number of experts.
+        ValueError: the files do not belong together, or have another number of experts, or another kind of model or
+            vocabulary.
     """
+    model = trainer.task.moec_model
+    first = next(iter(files.ranks.values()))
+    begun = load_if_readable(first)
+    if begun is not None:
+        model.check_origin(files.path, begun)
+        if contents.num_experts(begun) == 0 and model.moe_layers and not optimizer:
+            with replaced_by(trainer, first, _with_new_blocks(trainer, files.path)):
+                yield
+            return
     distributed = trainer.cfg.distributed_training
     rank, world_size = (
         (distributed.distributed_rank, distributed.distributed_world_size) if trainer.shares_experts else (0, 1)
@@ -215,24 +227,54 @@ def own_experts(trainer: Any, files: Files, optimizer: bool) -> Iterator[None]:
         own = source.ranks[0]
     assert state is not None and own is not None
     saved = contents.num_experts(state)
-    for layer in trainer.task.moec_model.moe_layers[:1]:
+    for layer in model.moe_layers[:1]:
         if saved != (wanted := layer.router.clusters.num_experts):
+            start = "" if saved else ", start from it with --finetune-from-model, which adds new experts"
             raise ValueError(
                 f"{files.path} has {saved} experts in a layer, but the model to be trained {wanted}; give "
-                f"--moe-expert-count {saved} (model.moe_expert_count), or another checkpoint."
+                f"--moe-expert-count {saved} (model.moe_expert_count){start}, or another checkpoint."
             )
     if trainer.shares_experts and fits:
         check_one_update(own)
-    read = checkpoint_utils.load_checkpoint_to_cpu
-    trainer.source = own
-    if not fits:
-        # apart from the files, in which torch leaves tensors until they are used
-        checkpoint_utils.load_checkpoint_to_cpu = lambda *_, **__: apply_to_sample(torch.clone, state)
+    # apart from the files, in which torch leaves tensors until they are used
+    with replaced_by(trainer, own, None if fits else lambda *_, **__: apply_to_sample(torch.clone, state)):
+        yield
+
+
+@contextmanager
+def replaced_by(trainer: Any, source: Path, load: Callable[..., Any] | None) -> Iterator[None]:
+    """Let the trainer load another file, in this context, and with another function unless it is None."""
+    before = checkpoint_utils.load_checkpoint_to_cpu
+    trainer.source = source
+    checkpoint_utils.load_checkpoint_to_cpu = load or before
     try:
         yield
     finally:
-        checkpoint_utils.load_checkpoint_to_cpu = read
+        checkpoint_utils.load_checkpoint_to_cpu = before
         trainer.source = None
+
+
+def _with_new_blocks(trainer: Any, path: Path) -> Callable[..., Any]:
+    """Return a function that loads a checkpoint without experts for a model with experts.
+
+    Raises:
+        ValueError: new experts would take the place of trained feed-forward blocks.
+    """
+    if trainer.cfg.model.moec_layout != "inserted":
+        raise ValueError(
+            f"{path} has no experts, and with --moec-layout {trainer.cfg.model.moec_layout} new ones would take the "
+            "place of its feed-forward blocks; give --moec-layout inserted (model.moec_layout), or a checkpoint with "
+            "experts."
+        )
+    read = checkpoint_utils.load_checkpoint_to_cpu
+
+    def load(*args: Any, **kwargs: Any) -> Any:
+        state = read(*args, **kwargs)
+        blocks = trainer.task.moec_model.add_new_blocks(state)
+        logger.warning("%s has no experts; these blocks are new, and change nothing yet: %s", path, ", ".join(blocks))
+        return state
+
+    return load
 
 
 class EpochBatches(EpochBatchIterator):

@@ -44,6 +44,22 @@ def read_codes_with_hyphens(path: str) -> Sequence[str | None]:
     return pairs[0]
 
 
+def options_of_subwords(task: Any) -> Any:
+    """Return what ``MaskedLMTask.args`` is needed for: the options of ``--bpe``, which tell where words begin.
+
+    Reason: with ``--mask-whole-words`` fairseq reads them from there, but tasks no longer have it ("'MaskedLMTask'
+    object has no attribute 'args'"); and without ``--bpe`` it would mask single subwords without a word.
+    """
+    bpe = task.cfg._get_parent().get("bpe")
+    if not getattr(bpe, "_name", bpe):
+        raise ValueError(
+            "--mask-whole-words has to know which subwords begin a word; give --bpe sentencepiece "
+            "--sentencepiece-model FILE or --bpe gpt2 --gpt2-encoder-json FILE --gpt2-vocab-bpe FILE (moec train: "
+            "bpe._name=sentencepiece bpe.sentencepiece_model=FILE)"
+        )
+    return bpe
+
+
 class NumpyAsItWas:
     """numpy with the names that fairseq uses and numpy no longer has, in place of ``np`` in fairseq's modules.
 

@@ -2,10 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar
 
 from fairseq import utils
+from fairseq.data import Dictionary
 
+from moec_fairseq.checkpoint.state import State, group
 from moec_fairseq.compat.versions import disable_fused_encoder
 from moec_fairseq.models.dropout import use_cheap_masks
 from moec_fairseq.models.layers import give_block
@@ -28,6 +31,8 @@ class MoEModel:
     Attributes:
         stacks: name of each stack in the options (``encoder``, ``decoder``) -> of its module in the model.
         criterions: those that add the router losses.
+        origins: models whose checkpoints a training may start from.
+        dictionaries: where data have the dictionary of the encoder, under their folder.
         collector: takes the routing records of all blocks.
         moe_layers: the blocks that this model has.
         num_moe_layers: the blocks of the model before pruning, by which they are numbered.
@@ -39,6 +44,8 @@ class MoEModel:
 
     stacks: ClassVar[Mapping[str, str]]
     criterions: ClassVar[str]
+    origins: ClassVar[str]
+    dictionaries: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
@@ -134,6 +141,45 @@ class MoEModel:
         """Collect the routing records of the forward passes made in this context."""
         with self.collector.collect() as records:
             yield records
+
+    def check_origin(self, path: Path, state: State) -> None:
+        """Refuse to start from a checkpoint of another kind of model, or of another vocabulary.
+
+        Args:
+            path: of the checkpoint.
+            state: its content.
+
+        Raises:
+            ValueError: says what it is.
+        """
+        name = f"{self.stacks['encoder']}.embed_tokens.weight"
+        model = state["model"]
+        embeddings = model.get(name, model.get(name.replace("encoder.", "decoder.", 1)))  # of RoBERTa until 2020
+        if embeddings is None:
+            arch = group(state, "model").get("_name") or group(state, "model").get("arch")
+            raise ValueError(
+                f"{path} is a {arch}, but the model to be trained can only start from a {self.origins}; give the "
+                "checkpoint of one."
+            )
+        own = self.stack("encoder").dictionary.symbols
+        data = Path(utils.split_paths(str(group(state, "task").get("data")))[0])
+        before = [Dictionary.load(str(data / file)).symbols for file in self.dictionaries if (data / file).is_file()]
+        if len(embeddings) != len(own) or any(symbols != own[: len(symbols)] for symbols in before):
+            raise ValueError(
+                f"{path} has another vocabulary ({len(embeddings)} subwords) than the data ({len(own)}); prepare the "
+                "data with the subwords of its training (moec prepare glue/TASK --subwords-of DIR)."
+            )
+
+    def add_new_blocks(self, state: State) -> list[str]:
+        """Give the MoE blocks of this model to a checkpoint that has none, in place; return their names.
+
+        Inserted blocks are the identity until they are trained.
+        """
+        blocks = [name for name, module in self.named_modules() if isinstance(module, MoELayer)]  # type: ignore[attr-defined]
+        parameters = self.state_dict()  # type: ignore[attr-defined]
+        new = {n: value.clone() for n, value in parameters.items() if n.startswith(tuple(f"{b}." for b in blocks))}
+        state["model"].update(new)
+        return blocks
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> None:
         """Give parameters that an older version has written their current names, in place."""

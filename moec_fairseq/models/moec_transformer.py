@@ -18,6 +18,7 @@ class MoECTransformerModel(MoEModel, TransformerModelBase):
 
     stacks = {"encoder": "encoder", "decoder": "decoder"}
     criterions = "moec_label_smoothed_cross_entropy"
+    origins = "moec_transformer or transformer"
 
     @classmethod
     def add_args(cls, parser: ArgumentParser) -> None:
