@@ -343,17 +343,19 @@ def run(words: Sequence[object]) -> None:
     getattr(import_module(module), function)(**options)
 
 
-def call(function: Callable[..., None], command: str, what: str, options: Mapping[str, Any]) -> None:
+def call(
+    function: Callable[..., None], command: str, what: str, options: Mapping[str, Any], without: Sequence[str] = ()
+) -> None:
     """Call a function, which does a part of what a command can, with those of its options that it takes.
 
     Raises:
-        ValueError: another option was given; says that it is not for ``what``.
+        ValueError: another option was given, or one of ``without``; says that it is not for ``what``.
     """
     takes = inspect.signature(function).parameters
     for action in parsers()[1][command]._actions:
-        if action.dest not in takes and options.get(action.dest, action.default) != action.default:
-            name = action.option_strings[0] if action.option_strings else str(action.metavar)
-            raise ValueError(f"{name} is not for {what}; leave it out")
+        refused = action.dest not in takes or action.dest in without
+        if refused and options.get(action.dest, action.default) != action.default:
+            raise ValueError(f"{action.option_strings[0]} is not for {what}; leave it out")
     function(**{name: options[name] for name in takes})
 
 

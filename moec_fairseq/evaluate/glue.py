@@ -1,17 +1,15 @@
 """Fine-tuned checkpoints to predictions as GLUE's site takes them, and their scores."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
-
 from moec_fairseq.checkpoint.state import group, load_state
+from moec_fairseq.criterions.moec_sentence_prediction import defined_score
 from moec_fairseq.data.examples import read_examples
 from moec_fairseq.data.glue import GlueTask, find_task
 from moec_fairseq.data.pipeline import PREPARED
@@ -26,45 +24,24 @@ from moec_fairseq.util.version import project_version
 DEV, TEST = "dev", "test"  # as GLUE calls its sets
 SPECIALS = 5  # <s>, <pad>, </s>, <unk>, <mask>: rows of the embedding that dict.txt does not list
 
-Texts = Sequence[str]
+PACKAGES = {"pearson": "scipy", "spearman": "scipy"}  # that compute a metric; scikit-learn computes the others
 
 
-def _correlation(of: Callable[[Any, Any], Any], kind: type = float) -> Callable[[Texts, Texts, str], float]:
-    def value(labels: Texts, predictions: Texts, _: str) -> float:
-        sides = [kind(text) for text in labels], [kind(text) for text in predictions]
-        # what does not vary has no correlation; 0 tells it from a model that has learned
-        return 0.0 if any(len(set(side)) == 1 for side in sides) else float(of(*sides))
-
-    return value
-
-
-# of labels, predictions and the positive label; with the package that computes it
-METRICS: dict[str, tuple[Callable[[Texts, Texts, str], float], str]] = {
-    "accuracy": (lambda labels, predictions, _: accuracy_score(labels, predictions), "scikit-learn"),
-    "f1": (
-        lambda labels, predictions, positive: f1_score(labels, predictions, pos_label=positive, zero_division=0),
-        "scikit-learn",
-    ),
-    "mcc": (_correlation(matthews_corrcoef, str), "scikit-learn"),
-    "pearson": (_correlation(lambda *sides: pearsonr(*sides)[0]), "scipy"),
-    "spearman": (_correlation(lambda *sides: spearmanr(*sides)[0]), "scipy"),
-}
-
-
-def score(task: GlueTask, labels: Texts, predictions: Texts) -> dict[str, Score]:
+def score(task: GlueTask, labels: Sequence[str], predictions: Sequence[str]) -> dict[str, Score]:
     """Score predictions by the metrics of the task, in hundredths, each with its signature.
 
     Args:
         task: of GLUE.
-        labels: of each row, right ones.
-        predictions: of each row, as they are submitted.
+        labels: of each example, right ones.
+        predictions: of each example, as they are submitted.
     """
-    positive = task.labels[-1] if task.labels else ""
+    number = float if task.regression else task.labels.index
+    sides = [[number(text) for text in texts] for texts in (labels, predictions)]
     scores = {}
     for name in task.metrics:
-        metric, package = METRICS[name]
-        signature = f"{name}|rows:{len(labels)}|{package}:{version(package)}"
-        scores[name] = Score(round(100 * metric(labels, predictions, positive), 2), signature)
+        package = PACKAGES.get(name, "scikit-learn")
+        signature = f"{name}|examples:{len(labels)}|{package}:{version(package)}"
+        scores[name] = Score(round(100 * defined_score(name, *sides), 2), signature)
     return scores
 
 

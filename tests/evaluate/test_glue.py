@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics
 
+from moec_fairseq.criterions.moec_sentence_prediction import SCORES
 from moec_fairseq.data.glue import find_task, read_tasks
-from moec_fairseq.evaluate.glue import METRICS, score
+from moec_fairseq.evaluate.glue import score
 
 LABELS, PREDICTIONS = "1 1 0 0".split(), "1 0 0 0".split()
 
@@ -19,7 +20,7 @@ def values(task, labels, predictions):
 
 
 def test_each_metric_of_the_table_of_tasks_is_known():
-    assert {name for task in read_tasks().values() for name in task.metrics} == set(METRICS)
+    assert {name for task in read_tasks().values() for name in task.metrics} == set(SCORES)
 
 
 # one true positive, one positive that was missed, two true negatives
@@ -72,7 +73,7 @@ def test_numbers_as_scipy_correlates_them():
 
 def test_a_signature_says_what_reproduces_the_score():
     found = score(find_task("MRPC"), LABELS, PREDICTIONS)
-    assert found["f1"].signature.startswith("f1|rows:4|scikit-learn:")
+    assert found["f1"].signature.startswith("f1|examples:4|scikit-learn:")
     assert score(find_task("STS-B"), "1 2".split(), "1 2".split())["pearson"].signature.startswith(
-        "pearson|rows:2|scipy:"
+        "pearson|examples:2|scipy:"
     )
