@@ -15,6 +15,7 @@ SCRIPTS = {
     "prepare_data": "prepare",
     "train": "train",
     "evaluate": "evaluate",
+    "glue": "glue",
     "bench": "bench",
 }
 

@@ -215,6 +215,11 @@ class DataOfModel:
         self.binary = self.prepared / "binary" if self.prepared else place
         if not self.binary.is_dir():
             raise ValueError(f"there is no folder {self.binary}; give --data, the data that the model was trained on")
+        if kind := self._about().get("kind"):
+            raise ValueError(
+                f"{self.prepared} was prepared for language understanding ({kind}), but the model translates; give "
+                "--data of its training"
+            )
         self.source, self.target = self._languages(facts, source, target)
         recorded = facts.source and facts.target
         self.chosen = f"{self.source}-{self.target}" if facts.several or (source and not recorded) else ""
@@ -222,6 +227,11 @@ class DataOfModel:
         self._others = facts.several.dictionaries if facts.several else {}
         for side in ("source", "target"):
             self._check_dictionary(side, facts)
+
+    def _about(self) -> dict[str, Any]:
+        """Return what ``moec prepare`` has noted of the data."""
+        note = self.prepared and self.prepared / PREPARED
+        return dict(json.loads(note.read_text(encoding="utf-8"))) if note and note.is_file() else {}
 
     def _languages(self, facts: ModelFacts, source: str | None, target: str | None) -> tuple[str, str]:
         """Return the languages of the model; of those that were given where it leaves a choice."""
@@ -293,8 +303,7 @@ class DataOfModel:
         """Segment and binarise plain text as that of the training was; see ``binarise_sentences``."""
         model = self.subword_model()
         dictionaries = [self.dictionary(side) for side in ("source", "target")]
-        about = model.with_name(PREPARED)  # absent before version 0.3, when all text was normalised
-        if not about.is_file() or json.loads(about.read_text(encoding="utf-8"))["normalised"]:
+        if self._about().get("normalised", True):  # as all text was before version 0.3, which wrote no note
             sentences = map(normalise, sentences)
         return binarise_sentences(sentences, model, dictionaries, self.source, self.target, out)
 
