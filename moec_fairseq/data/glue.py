@@ -11,7 +11,7 @@ import yaml
 from moec_fairseq.__main__ import ROOT
 from moec_fairseq.data.archives import Archive
 
-TASKS = ROOT / "data" / "glue.yaml"
+TASKS = ROOT / "data" / "glue" / "tasks.yaml"
 
 Column = str | int  # a name of the header, or a number from 1 in files without one
 
@@ -96,7 +96,7 @@ class GlueTask:
 
 @lru_cache
 def read_tasks(path: Path = TASKS) -> dict[str, GlueTask]:
-    """Return all tasks by name, as ``data/glue.yaml`` describes them."""
+    """Return all tasks by name, as ``data/glue/tasks.yaml`` describes them."""
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     return {name: _task(name, values) for name, values in content.items()}
 

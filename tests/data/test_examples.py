@@ -196,8 +196,8 @@ def test_from_an_archive_to_what_fairseq_reads(tmp_path: Path, model: Path, monk
     """The real command."""
     write_zip("RTE", tmp_path / "raw/RTE.zip")
     text = re.sub(r" +(bytes|sha256): .*\n", "", glue.TASKS.read_text())  # not those of the real archive
-    (tmp_path / "glue.yaml").write_text(text)
-    tasks = read_tasks(tmp_path / "glue.yaml")
+    (tmp_path / "tasks.yaml").write_text(text)
+    tasks = read_tasks(tmp_path / "tasks.yaml")
     monkeypatch.setattr(glue, "read_tasks", lambda: tasks)
     out = tmp_path / "out"
     command = ["prepare", "glue/RTE", "--raw-dir", tmp_path / "raw", "--subwords-of", model, "--out", out]
