@@ -68,7 +68,7 @@ class Pretrained:
                 f"task.max_positions={num_embeddings(state, 'positions') - UNUSED_POSITIONS}",
             ),
             method_of(state),
-            first_folder(Path(group(state, "task")["data"])).parent,
+            first_folder(Path(group(state, "task").get("data", ""))).parent,
             Selection("", [checkpoint], checkpoint.parent).fingerprint(),
         )
 

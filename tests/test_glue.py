@@ -9,15 +9,17 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from sentencepiece import SentencePieceProcessor
 
 from moec_fairseq.__main__ import run
 from moec_fairseq.data.subwords import train_model
-from moec_fairseq.glue import method_of, table
+from moec_fairseq.glue import Pretrained, method_of, table
 from tests.conftest import LETTERS
 from tests.texts import MASKED_LM, SPARSE, dictionary_of, sentences, write_binary
 from tests.whole_trainings import train
@@ -248,6 +250,16 @@ def test_the_table_by_hand():
     assert [row["spread"] for row in rows] == ["20.00", "30.00", "5.00"]
     assert rows[0]["model"] == "experts:8|moec_fairseq:1" and "model" not in rows[2]
     assert len(table("moec", [1], {"RTE": [report(1, dev={"accuracy": 1})]})) == 1
+
+
+def test_a_published_checkpoint(tmp_path):
+    args = Namespace(task="masked_lm", arch="roberta_base", data="/gone/bin")
+    torch.save(
+        {"args": args, "model": {"decoder.sentence_encoder.embed_positions.weight": torch.zeros(514, 1)}},
+        tmp_path / "model.pt",
+    )
+    found = Pretrained.of(tmp_path / "model.pt")
+    assert found.overrides[1] == "task.max_positions=512" and (found.method, found.data) == ("dense", Path("/gone"))
 
 
 @pytest.mark.parametrize("options, method", [
