@@ -28,7 +28,7 @@ def train_once(
     """Train in one process with its progress on one line, or resume a training with the same settings.
 
     Args:
-        config: a name in configs/; it logs as JSON.
+        config: a name in configs/.
         overrides: KEY=VALUE that make it another training when they change.
         save_dir: for checkpoints, log and a note; what a training with other settings has left there is removed.
         inputs: what the result depends on beside the configuration; something JSON can hold.
@@ -39,7 +39,8 @@ def train_once(
         ValueError: an option is wrong.
         RuntimeError: the training has failed.
     """
-    overrides = [*overrides, f"checkpoint.save_dir={quoted(save_dir)}"]
+    # JSON is what the line of progress reads
+    overrides = [*overrides, f"checkpoint.save_dir={quoted(save_dir)}", "common.log_format=json"]
     options = configure(find_yaml("configuration", config, CONFIGS), overrides).values
     last = options["optimization.max_update"] if max_update is None else max_update
     schedule = [*schedule, *([] if max_update is None else [f"optimization.max_update={max_update}"])]
