@@ -492,6 +492,14 @@ def _problems(config: Any) -> Sequence[tuple[bool, str]]:
             "--decoder-layerdrop has dropped; give --ddp-backend legacy_ddp, or --find-unused-parameters.",
         ),
         (
+            backend in PYTORCH_DDP
+            and not distributed.find_unused_parameters
+            and getattr(config.task, "_name", None) == "sentence_prediction",
+            f"--ddp-backend {backend} waits for the gradients of the head that predicts masked subwords, which --task "
+            "sentence_prediction does not use; add --find-unused-parameters "
+            "(distributed_training.find_unused_parameters=true), or give --ddp-backend legacy_ddp.",
+        ),
+        (
             distributed.zero_sharding != "none",
             f"--zero-sharding {distributed.zero_sharding} shards the optimizer over ranks that have different "
             "experts; leave it out: every rank already keeps the state of its own experts only.",

@@ -105,14 +105,20 @@ def as_typed(words: Sequence[str]) -> list[str]:
 
 @cache
 def known_options() -> set[str]:
-    """Return the options of moec, and those of fairseq's commands for our model."""
-    ours = "--user-dir moec_fairseq --arch moec_transformer --criterion moec_label_smoothed_cross_entropy"
-    lines = {
-        "fairseq-train": f"x {ours} --optimizer adam --lr-scheduler inverse_sqrt --task translation",
-        "fairseq-generate": "x --user-dir moec_fairseq --path x",
-        "fairseq-preprocess": "--source-lang x",
-    }
-    found = [filled_parser(name, line.split()) for name, line in lines.items()]
+    """Return the options of moec, and those of fairseq's commands for our models."""
+    train = "x --user-dir moec_fairseq --optimizer adam --lr-scheduler inverse_sqrt"
+    roberta = f"{train} --arch moec_roberta"
+    lines = [
+        (
+            "fairseq-train",
+            f"{train} --arch moec_transformer --criterion moec_label_smoothed_cross_entropy --task translation",
+        ),
+        ("fairseq-train", f"{roberta} --criterion moec_masked_lm --task masked_lm --bpe sentencepiece"),
+        ("fairseq-train", f"{roberta} --criterion moec_sentence_prediction --task sentence_prediction --bpe gpt2"),
+        ("fairseq-generate", "x --user-dir moec_fairseq --path x"),
+        ("fairseq-preprocess", "--source-lang x"),
+    ]
+    found = [filled_parser(name, line.split()) for name, line in lines]
     strings = [string for parser in [*found, *parsers()[1].values()] for string in parser._option_string_actions]
     return {*strings, "--active-env", *FOREIGN}
 

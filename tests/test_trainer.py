@@ -143,6 +143,7 @@ def config(**options):
         ({"moec_evaluation": "exchanged", "eval_bleu": True}, "--moec-evaluation exchanged .* leave one of them out"),
         ({"encoder_layerdrop": 0.1}, "--encoder-layerdrop .* give --ddp-backend legacy_ddp, or --find-unused"),
         ({"decoder_layerdrop": 0.1, "ddp_backend": "c10d"}, "--ddp-backend c10d waits"),
+        ({"_name": "sentence_prediction"}, "waits for the gradients of the head .* add --find-unused-parameters"),
     ],
 )
 def test_what_cannot_work_is_refused_with_the_way_out(options, way_out):
@@ -159,6 +160,7 @@ def test_what_cannot_work_is_refused_with_the_way_out(options, way_out):
         {"moec_evaluation": "exchanged"},
         {"eval_bleu": True},
         {"encoder_layerdrop": 0.1, "find_unused_parameters": True},
+        {"_name": "sentence_prediction", "find_unused_parameters": True},
         {"decoder_layerdrop": 0.1, "ddp_backend": "legacy_ddp"},
         {"ddp_backend": "legacy_ddp", "cpu": True, "distributed_backend": "gloo", "amp": True},
         {"cpu": True, "distributed_backend": "gloo"},

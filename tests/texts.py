@@ -66,14 +66,14 @@ def write_text(folder: Path, train: int = 400, valid: int = 40) -> Path:
 def write_pairs(
     folder: Path, train: int = 600, valid: int = 100, labels: tuple[str, str] = ("0", "1"), symbols: str = LETTERS
 ) -> Path:
-    """Write data of the task ``sentence_prediction``: do two sentences begin with the same letter?"""
+    """Write data of the task ``sentence_prediction``: do two sentences begin with the same letter, a, b or c?"""
     draw = random.Random(1)
     for split, number in (("train", train), ("valid", valid)):
         first, second, label = [], [], []
         for i in range(number):
-            words = [[draw.choice(LETTERS) for _ in range(draw.randint(2, 6))] for _ in range(2)]
+            words = [[draw.choice("abc") for _ in range(draw.randint(1, 2))] for _ in range(2)]
             same = i % 2 == 0
-            words[1][0] = words[0][0] if same else draw.choice([x for x in LETTERS if x != words[0][0]])
+            words[1][0] = words[0][0] if same else draw.choice([x for x in "abc" if x != words[0][0]])
             first.append(" ".join(words[0]))
             second.append(" ".join(words[1]))
             label.append(labels[same])
@@ -83,10 +83,19 @@ def write_pairs(
     return folder
 
 
+def write_numbers(folder: Path, train: int = 60, valid: int = 20) -> Path:
+    """Write data of the task ``sentence_prediction`` with a number between 0 and 1 for each pair."""
+    write_pairs(folder, train, valid)
+    for split, number in (("train", train), ("valid", valid)):
+        (folder / "label" / f"{split}.label").write_text("".join(f"{i % 6 / 5}\n" for i in range(number)))
+    return folder
+
+
 @dataclass(frozen=True)
 class Built:
-    """What fairseq-train builds before it trains, and its data."""
+    """What fairseq-train builds before it trains, its configuration and its data."""
 
+    config: Any
     task: Any
     model: Any
     criterion: Any
@@ -98,13 +107,13 @@ class Built:
         return dict(self.data.collater(examples))
 
 
-def built(folder: Path, *flags: object, base: tuple[object, ...] = SPARSE) -> Built:
-    """Build task, model and criterion from the data and the flags of fairseq-train, and load the data to train with."""
+def built(folder: Path, *flags: object, base: tuple[object, ...] = SPARSE, split: str = "train") -> Built:
+    """Build task, model and criterion from the data and the flags of fairseq-train, and load a split of the data."""
     config = deepcopy(configuration(*map(str, (folder, *base, *flags))))
     task = tasks.setup_task(config.task)
     model = task.build_model(config.model)
-    task.load_dataset("train")
-    return Built(task, model, task.build_criterion(config.criterion), task.dataset("train"))
+    task.load_dataset(split)
+    return Built(config, task, model, task.build_criterion(config.criterion), task.dataset(split))
 
 
 def train_on_ranks(

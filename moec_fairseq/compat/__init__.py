@@ -15,6 +15,7 @@ from fairseq import checkpoint_utils, file_utils
 from fairseq.criterions.sentence_prediction import SentencePredictionConfig
 from fairseq.data import FastaDataset, data_utils, iterators, language_pair_dataset, token_block_dataset
 from fairseq.dataclass import utils as dataclass_utils
+from fairseq.distributed import utils as distributed_utils
 from fairseq.model_parallel.megatron_trainer import MegatronTrainer
 from fairseq.models import distributed_fairseq_model
 from fairseq.modules import AdaptiveSoftmax, LayerDropModuleList, dynamic_crf_layer
@@ -85,11 +86,13 @@ PATCHES = (
           "its options are checked, too: it cannot be combined with experts on several ranks", ALL, "test_trainer.py"),
     Patch(dataclass_utils, "override_module_args", complete_options,
           "--bf16 means bfloat16 on the device that there is; sentence_prediction needs no criterion", ALL,
-          "test_trainer.py"),
+          "compat/test_data.py"),
     Patch(AMPOptimizer, "step", modules.unscale_once,
           "--amp divides gradients by the loss scale once, not twice", ALL, "compat/test_modules.py"),
     Patch(distributed_fairseq_model, "DistributedDataParallel", modules.ddp_of_its_device,
           "--ddp-backend pytorch_ddp works on a CPU, too", ALL, "parallel/test_training.py"),
+    Patch(distributed_utils, "all_gather_list", modules.gather_on_its_device,
+          "predictions of several processes are gathered on a CPU, too", ALL, "compat/test_fine_tuning.py"),
     Patch(LayerDropModuleList, "__iter__", modules.drop_same_layers,
           "LayerDrop drops the same layers on all ranks", ALL, "compat/test_modules.py"),
     Patch(AdaptiveSoftmax, "get_log_prob", modules.train_adaptive_softmax,

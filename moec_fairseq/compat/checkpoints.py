@@ -24,6 +24,7 @@ from moec_fairseq.checkpoint import state as contents
 from moec_fairseq.checkpoint.names import Files, check_processes, find_files
 from moec_fairseq.checkpoint.sharded import assemble, open_checkpoint, shard_of
 from moec_fairseq.checkpoint.state import load_if_readable
+from moec_fairseq.models.layers import MoEFeedForward
 
 TEMPORARY = ".tmp"  # as fairseq adds it
 
@@ -260,11 +261,10 @@ def _with_new_blocks(trainer: Any, path: Path) -> Callable[..., Any]:
     Raises:
         ValueError: new experts would take the place of trained feed-forward blocks.
     """
-    if trainer.cfg.model.moec_layout != "inserted":
+    if any(isinstance(module, MoEFeedForward) for module in trainer.task.moec_model.modules()):
         raise ValueError(
-            f"{path} has no experts, and with --moec-layout {trainer.cfg.model.moec_layout} new ones would take the "
-            "place of its feed-forward blocks; give --moec-layout inserted (model.moec_layout), or a checkpoint with "
-            "experts."
+            f"{path} has no experts, and with --moec-layout replaced new ones would take the place of its feed-forward "
+            "blocks; give --moec-layout inserted (model.moec_layout), or a checkpoint with experts."
         )
     read = checkpoint_utils.load_checkpoint_to_cpu
 

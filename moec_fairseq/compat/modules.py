@@ -1,4 +1,4 @@
-"""What single modules of fairseq compute: LayerDrop and torch's DDP, the adaptive softmax, amp, the search for NaN."""
+"""What single parts of fairseq do: LayerDrop, torch's DDP, gathering, adaptive softmax, amp, the search for NaN."""
 
 from collections.abc import Iterator
 from itertools import compress
@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from fairseq.distributed import utils as distributed_utils
 from fairseq.modules import AdaptiveSoftmax, LayerDropModuleList
 from fairseq.nan_detector import NanDetector
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+_all_gather_list = distributed_utils.all_gather_list
 _layers = LayerDropModuleList.__iter__
 _get_log_prob = AdaptiveSoftmax.get_log_prob
 _detect_nan = NanDetector.__init__
@@ -48,6 +51,19 @@ def ddp_of_its_device(
     if next(module.parameters()).device.type == "cpu":
         device_ids = output_device = None
     return DistributedDataParallel(module, device_ids, output_device, **options)
+
+
+def gather_on_its_device(data: Any, group: Any = None, max_size: int = 16384) -> list[Any]:
+    """Return what each process has given, by rank, also where there is no GPU.
+
+    Reason: logging outputs that cannot be added up, such as predictions, travel in a buffer on a GPU ("type
+    torch.cuda.ByteTensor not available").
+    """
+    if torch.cuda.is_available():
+        return _all_gather_list(data, group, max_size)
+    values = [None] * distributed_utils.get_world_size(group)
+    dist.all_gather_object(values, data, group)
+    return values
 
 
 def unscale_once(optimizer: Any) -> None:

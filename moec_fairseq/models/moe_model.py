@@ -39,7 +39,7 @@ class MoEModel:
         kept_layers: layers of each stack that pruning keeps.
         world_size: processes that share the experts.
         groups: these processes; None if there is only one.
-        options: those that were not given, but completed when the model was built.
+        options: what a checkpoint is to say of options that were not given, but completed when the model was built.
     """
 
     stacks: ClassVar[Mapping[str, str]]

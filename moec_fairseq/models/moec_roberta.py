@@ -9,6 +9,7 @@ from fairseq import utils
 from fairseq.models import register_model
 from fairseq.models.roberta.model import RobertaModel
 
+from moec_fairseq.checkpoint.names import find_files
 from moec_fairseq.checkpoint.state import State, group, load_state
 from moec_fairseq.models.config import MoECRobertaConfig, add_options
 from moec_fairseq.models.moe_model import MoEModel
@@ -64,6 +65,8 @@ class MoECRobertaModel(MoEModel, RobertaModel):
         model: MoECRobertaModel = super().build_model(args, task)
         model.give_experts(options, {"encoder": kept}, task)
         model.options = {name: value for name, value in vars(options).items() if getattr(config, name, "") is None}
+        # whoever loads this model later must not look for the one that it began with
+        model.options |= {"finetune_from_model": None, "restore_file": None}
         return model
 
     @classmethod
@@ -91,8 +94,10 @@ class MoECRobertaModel(MoEModel, RobertaModel):
         """
         folder = Path(model_name_or_path)
         if data_name_or_path is None:
-            data_name_or_path = group(load_state(folder / checkpoint_file, optimizer=False), "task")["data"]
-        data = folder / utils.split_paths(str(data_name_or_path))[0]
+            file = next(iter(find_files(folder / checkpoint_file).ranks.values()))
+            data_name_or_path = str(group(load_state(file, optimizer=False), "task")["data"])
+        first = utils.split_paths(data_name_or_path)[0]
+        data = folder / first if first.startswith(".") else Path(first)  # as fairseq takes it
         places = [data / "binary", data, folder]
         found = [place for place in places if any((place / name).is_file() for name in cls.dictionaries)]
         if not found:

@@ -4,10 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 import torch
+from fairseq import options
 from fairseq.data import Dictionary, LanguagePairDataset, data_utils
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
 import moec_fairseq.compat  # noqa: F401  (importing it applies the patches)
+from tests.texts import MASKED_LM, PAIRS, built, dictionary_of, write_binary, write_pairs
+
+BEGIN = "\N{LOWER ONE EIGHTH BLOCK}"  # of a word, as sentencepiece marks it
 
 
 @pytest.mark.parametrize("sentences", [1, 7, 8, 12, 24, 25])
@@ -69,3 +75,33 @@ def test_where_names_do_not_tell(tmp_path):
     data(tmp_path, "en", "pt-BR")
     with pytest.raises(ValueError, match=r"\(en-pt-BR, en-zh-Hant\).* give --source-lang and --target-lang"):
         data_utils.infer_language_pair(data(tmp_path, "en", "zh-Hant"))
+
+
+def test_masks_cover_whole_words(tmp_path):
+    """``A b`` are one word of two subwords, as sentencepiece marks them."""
+    lines = [f"{BEGIN}a b {BEGIN}c {BEGIN}a b"] * 40
+    write_binary(lines, tmp_path / "train", dictionary_of([f"{BEGIN}a", "b", f"{BEGIN}c"]))
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["ab c ab"] * 9), model_prefix=str(tmp_path / "spm"), vocab_size=7, minloglevel=2
+    )
+    flags = (*MASKED_LM, "--mask-whole-words", "--sample-break-mode", "eos", "--mask-prob", 0.3)
+    with pytest.raises(ValueError, match="--mask-whole-words has to know which subwords begin a word; give --bpe"):
+        built(tmp_path, *flags)
+    lm = built(tmp_path, *flags, "--bpe", "sentencepiece", "--sentencepiece-model", tmp_path / "spm.model")
+    is_masked = lm.batch(0, 40)["target"] != lm.task.source_dictionary.pad()
+    assert is_masked.any() and not is_masked.all()
+    assert torch.equal(is_masked[:, 1], is_masked[:, 2]) and torch.equal(is_masked[:, 4], is_masked[:, 5])
+
+
+def test_pairs_that_are_too_long_can_be_truncated(tmp_path):
+    flags = (*PAIRS, "--max-positions", 4, "--shorten-method", "truncate")
+    sizes = built(write_pairs(tmp_path, train=20, valid=5), *flags).batch(0, 20)["net_input"]["src_lengths"]
+    assert sizes.max() == 4
+
+
+def test_options_of_a_task_are_complete_without_its_criterion(tmp_path):
+    """As those of fairseq-validate, which takes the criterion from the checkpoint."""
+    arguments = [str(tmp_path), "--path", "x.pt", "--task", "sentence_prediction", "--num-classes", "2"]
+    args = options.parse_args_and_arch(options.get_validation_parser(), input_args=arguments)
+    task = convert_namespace_to_omegaconf(args).task
+    assert task.classification_head_name == "sentence_classification_head" and task.regression_target is False

@@ -84,8 +84,9 @@ def output(model, task):
     return model.eval()(tokens)[0]
 
 
-@pytest.mark.parametrize("option", ["--finetune-from-model", "--restore-file"])
-@pytest.mark.parametrize("name", ["checkpoint_last.pt", "published.pt"])
+@pytest.mark.parametrize(
+    "option, name", [("--finetune-from-model", "published.pt"), ("--restore-file", "checkpoint_last.pt")]
+)
 def test_a_dense_model_stays_what_it_is_when_it_gets_experts(text, dense, tmp_path, caplog, option, name):
     resets = RESETS if option == "--restore-file" else ()
     with caplog.at_level(logging.WARNING):
@@ -121,6 +122,7 @@ def test_options_that_are_not_given_are_those_of_the_checkpoint(pairs, sparse, t
     same = {name for name in before if name.startswith(("moe_", "moec_", "encoder_"))}
     assert {name: saved[name] for name in same} == {name: before[name] for name in same}
     assert all(value is not None for name, value in saved.items() if name.startswith(("moe_", "moec_")))
+    assert saved["finetune_from_model"] is None  # the model is complete without it
 
 
 def test_given_options_that_do_not_fit_are_named(pairs, sparse, tmp_path):
@@ -149,23 +151,30 @@ def test_a_fine_tuning_that_was_stopped_goes_on(pairs, sparse, tmp_path):
 
 
 def test_ranks_take_their_own_experts_of_every_kind_of_checkpoint(pairs, sparse, dense, tmp_path, capsys):
-    """Files of ranks, one file, and a model without experts; and the tools make one file of what they write."""
+    """Files of ranks, one file, and a model without experts; they validate together, and the tools know their files."""
     reshard(sparse, 2, str(tmp_path / "two") + "/")
     started = {"ranks": tmp_path / "two" / sparse.name, "whole": sparse, "dense": dense / "checkpoint_last.pt"}
-    begun = {}
+    best = ("--report-mcc", "--best-checkpoint-metric", "mcc", "--maximize-best-checkpoint-metric")
+    flags = (*PAIRS, "--optimizer", "sgd", "--lr", 0, "--max-tokens", 200, *best)
+    train(pairs, tmp_path / "one", *flags, "--finetune-from-model", sparse, max_update=1, base=UNSPECIFIED)
+    found = {"one": load_state(tmp_path / "one" / "checkpoint_last.pt")}
     for name, path in started.items():
-        flags = (*PAIRS, *IDLE, "--report-mcc", "--finetune-from-model", path)
-        on_ranks(2, train_on_ranks, pairs, tmp_path / name, 1, UNSPECIFIED, *flags)
+        start = (*flags, "--finetune-from-model", path)
+        on_ranks(2, train_on_ranks, pairs, tmp_path / name, 1, UNSPECIFIED, *start)
         merge(tmp_path / name / "checkpoint_last.pt", tmp_path / f"{name}.pt")
-        begun[name] = load_state(tmp_path / f"{name}.pt")["model"]
+        found[name] = load_state(tmp_path / f"{name}.pt")
     capsys.readouterr()
     info(tmp_path / "ranks" / "checkpoint_last.pt")
     assert "encoder.sentence_encoder.layers.0" in capsys.readouterr().out
     before = load_state(sparse)["model"]
+    head = "classification_heads.sentence_classification_head.out_proj.weight"
     for name in ("ranks", "whole"):
-        assert all(torch.equal(begun[name][key], value) for key, value in before.items())
-    assert all(torch.equal(begun["dense"][key], value) for key, value in load_state(started["dense"])["model"].items())
-    assert begun["dense"]["encoder.sentence_encoder.layers.0.moe.experts.sublayers.0.w2_NDF"].shape == (8, 16, 32)
+        assert all(torch.equal(found[name]["model"][key], value) for key, value in before.items())
+        assert torch.equal(found[name]["model"][head], found["one"]["model"][head])
+        assert found[name]["extra_state"]["val_loss"] == found["one"]["extra_state"]["val_loss"]  # Matthews
+    begun, before = (state["model"] for state in (found["dense"], load_state(started["dense"])))
+    assert all(torch.equal(begun[key], value) for key, value in before.items())
+    assert begun["encoder.sentence_encoder.layers.0.moe.experts.sublayers.0.w2_NDF"].shape == (8, 16, 32)
 
 
 def test_models_of_another_kind_or_vocabulary_are_refused(text, pairs, sparse, tmp_path):

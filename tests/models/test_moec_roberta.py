@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from moec_fairseq.checkpoint.state import load_state
 from moec_fairseq.moe.layer import MoELayer
-from tests.texts import MASKED_LM, PAIRS, STOCK, built, write_pairs, write_text
+from tests.texts import MASKED_LM, PAIRS, SPARSE, STOCK, built, write_pairs, write_text
+from tests.whole_trainings import train
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +72,27 @@ def test_a_head_classifies_pairs(pairs):
     assert sample_size == 8 and log["nsentences"] == 8
     head = sp.model.classification_heads["sentence_classification_head"]
     assert head.out_proj.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("flag", ["--ffn-reg-scale-factor", "--ffn-blocks-to-remove"])
+def test_blocks_that_experts_have_replaced_cannot_be_pruned(text, flag):
+    with pytest.raises(ValueError, match="with --moec-layout replaced some have none; leave them out"):
+        built(text, *MASKED_LM, "--moec-layout", "replaced", flag, 1)
+
+
+def test_layerdrop_keeps_the_log_in_shape(text):
+    lm = built(text, *MASKED_LM, "--moe-freq", 1, "--encoder-layerdrop", 0.99)
+    loss, _, log = lm.criterion(lm.model.train(), lm.batch())
+    assert loss.isfinite() and len(log["moe_sums"]) == 2
+
+
+def test_a_tiny_model_learns_to_compare_two_sentences(tmp_path):
+    data = write_pairs(tmp_path / "data", train=3000, valid=200)
+    schedule = ("--lr-scheduler", "polynomial_decay", "--warmup-updates", 20, "--total-num-update", 350, "--lr", 0.005)
+    sizes = ("--encoder-embed-dim", 32, "--encoder-ffn-embed-dim", 64, "--encoder-normalize-before")
+    flags = (*PAIRS, *schedule, *sizes, "--dropout", 0, "--attention-dropout", 0, "--clip-norm", 1, "--batch-size", 50)
+    train(data, tmp_path / "saved", *flags, "--disable-validation", max_update=350, base=SPARSE)
+    sp = built(data, *flags, split="valid")
+    sp.model.load_state_dict(load_state(tmp_path / "saved" / "checkpoint_last.pt")["model"])
+    _, _, log = sp.criterion(sp.model.eval(), sp.batch(0, 200))
+    assert log["ncorrect"] >= 190
