@@ -92,6 +92,8 @@ class DataOfTask:
         folder: of ``moec prepare``.
         binary: data for fairseq.
         task: of GLUE.
+        splits: to predict, each with its name in words, such as ``dev matched``.
+        submissions: where the predictions for each go, such as ``dev/MNLI-m.tsv``.
 
     Raises:
         ValueError: there are no such data, or not for this model.
@@ -106,9 +108,15 @@ class DataOfTask:
                 f"{place} is not a task of GLUE that moec prepare has written; give --data, what moec prepare "
                 "glue/TASK has made"
             )
-        self.folder, self._splits = around[0], about["splits"]
+        self.folder = around[0]
         self.binary = self.folder / "binary"
         self.task = find_task(about["task"])
+        self.splits = {
+            split: f"{TEST if split.startswith('test') else DEV} {title}".rstrip()
+            for split, title in self.task.sets.items()
+            if split in about["splits"]
+        }
+        self.submissions = {split: _submission(self.task, split) for split in self.splits}
         self._check_head(model)
         self._check_vocabulary(model)
 
@@ -138,29 +146,20 @@ class DataOfTask:
             if trained.is_file() and _symbols(trained) != words:
                 raise ValueError(f"{own} is not the dictionary of the training, {trained}; give --data like those")
 
-    def splits(self) -> dict[str, str]:
-        """Return the splits to predict that there are, with their names in words, such as ``dev matched``."""
-        words = {"valid": DEV, "test": TEST}
-        return {
-            split: f"{words[split.rstrip('1')]} {title}".rstrip()
-            for split, title in self.task.sets.items()
-            if split in self._splits
-        }
-
     def text(self, split: str) -> Path:
         """Return the examples of a split as text."""
         return self.folder / "text" / f"{split}.tsv"
 
-    def scores(self, split: str, predictions: Path) -> dict[str, Score]:
-        """Score predictions that were written for a split; return nothing where labels are not published."""
+    def scores(self, split: str, folder: Path) -> dict[str, Score]:
+        """Score predictions that a folder holds for a split; return nothing where labels are not published."""
         labels = [example.label for example in read_examples(self.text(split)) if example.label is not None]
-        _, *rows = raw_lines(predictions)
+        _, *rows = raw_lines(folder / self.submissions[split])
         return score(self.task, labels, [row.partition("\t")[2] for row in rows]) if labels else {}
 
-    def submission(self, split: str) -> Path:
-        """Return where predictions go, such as ``dev/MNLI-m.tsv``."""
-        number = split.removeprefix("valid").removeprefix("test")
-        return Path(TEST if split.startswith("test") else DEV, self.task.submission[f"test{number}"])
+
+def _submission(task: GlueTask, split: str) -> Path:
+    part, number = (TEST if split.startswith("test") else DEV), split.removeprefix("valid").removeprefix("test")
+    return Path(part, task.submission[f"test{number}"])
 
 
 def _symbols(dictionary: Path) -> list[str]:
@@ -202,33 +201,15 @@ def evaluate_glue(
     is_own = place.binary.resolve() == facts.data.resolve()
     folder = out / (place.task.name if is_own else f"{place.task.name}-{place.folder.resolve().name}")
     folder.mkdir(exist_ok=True)
-    files = {split: folder / place.submission(split) for split in place.splits()}
-
-    def predict() -> str:
-        (folder / "scores.json").unlink(missing_ok=True)
-        predictor = Predictor(model, place.binary, place.task.highest or 1.0, max_tokens, cpu)
-        predictions = {}
-        for split, words in place.splits().items():
-            print(f"  {place.task.name} {words}", flush=True)
-            predictions[split] = predictor.predict(split)
-        if model.stat().st_mtime_ns != facts.written:
-            raise ValueError(f"{model} was replaced by another evaluation meanwhile; give the same command again")
-        with whole_texts(list(files.values())) as texts:
-            for file, (split, found) in zip(texts, predictions.items(), strict=True):
-                file.write("index\tprediction\n")
-                rows = zip(read_examples(place.text(split)), found, strict=True)
-                file.writelines(f"{example.index}\t{prediction}\n" for example, prediction in rows)
-        return project_version()
-
     with alone_with(folder):
         made_by: str = Stages(folder).do(
             "predictions",
             [selection.fingerprint(), str(place.binary.resolve())],
-            predict,
-            list(files.values()),
+            lambda: predict(model, facts, place, folder, max_tokens, cpu),
+            [folder / file for file in place.submissions.values()],
             [place.folder / ".binary.done"],
         )
-        sets = {place.splits()[split]: found for split, file in files.items() if (found := place.scores(split, file))}
+        scores = {place.splits[split]: found for split in place.splits if (found := place.scores(split, folder))}
         signature = facts.signature | {"checkpoints": len(selection.paths)}
         row = {
             "system": name or selection.system,
@@ -236,24 +217,44 @@ def evaluate_glue(
             "version": made_by,
         }
         print(
-            score_table(
-                {f"{words}: {metric}": value for words, found in sets.items() for metric, value in found.items()}
-            )
+            score_table({f"{words}: {key}": value for words, found in scores.items() for key, value in found.items()})
         )
         print(f"\n{row['system']} on {place.task.name}\n{row['model']}|moec_fairseq:{made_by}")
         result = row | {
             "task": place.task.name,
             "checkpoints": [str(path) for path in selection.paths],
-            "score": _mean(sets),
-            "scores": {words: {key: asdict(value) for key, value in found.items()} for words, found in sets.items()},
+            "score": _mean(scores),
+            "scores": {words: {key: asdict(value) for key, value in found.items()} for words, found in scores.items()},
         }
         write_json(folder / "scores.json", result)
         if table:
-            for words, found in sets.items():
+            for words, found in scores.items():
                 values = {key: f"{value.value:.2f}" for key, value in found.items()}
                 add_row(table, row | {"set": f"{place.task.name} {words}"} | values)
             print(f"rows in {table} and {table.with_suffix('.md')}")
-        print(f"{folder}: {', '.join(str(file.relative_to(folder)) for file in files.values())}, scores.json")
+        print(f"{folder}: {', '.join(map(str, place.submissions.values()))}, scores.json")
+
+
+def predict(model: Path, facts: FineTuned, place: DataOfTask, folder: Path, max_tokens: int, cpu: bool) -> str:
+    """Write the predictions for all sets of a task into a folder; return the version of this project.
+
+    Raises:
+        ValueError: an example does not fit into a batch, or the model is another one since ``facts`` were read.
+    """
+    (folder / "scores.json").unlink(missing_ok=True)
+    predictor = Predictor(model, place.binary, place.task.highest or 1.0, max_tokens, cpu)
+    predictions = {}
+    for split, words in place.splits.items():
+        print(f"  {place.task.name} {words}", flush=True)
+        predictions[split] = predictor.predict(split)
+    if model.stat().st_mtime_ns != facts.written:
+        raise ValueError(f"{model} was replaced by another evaluation meanwhile; give the same command again")
+    with whole_texts([folder / file for file in place.submissions.values()]) as texts:
+        for file, (split, found) in zip(texts, predictions.items(), strict=True):
+            file.write("index\tprediction\n")
+            examples = read_examples(place.text(split))
+            file.writelines(f"{example.index}\t{made}\n" for example, made in zip(examples, found, strict=True))
+    return project_version()
 
 
 def _mean(sets: Mapping[str, Mapping[str, Score]]) -> float:

@@ -1,5 +1,6 @@
 """Scores of GLUE: known by hand, and those of the packages that others use."""
 
+import json
 from math import sqrt
 
 import pytest
@@ -10,7 +11,7 @@ from sklearn import metrics
 
 from moec_fairseq.criterions.moec_sentence_prediction import SCORES
 from moec_fairseq.data.glue import find_task, read_tasks
-from moec_fairseq.evaluate.glue import score
+from moec_fairseq.evaluate.glue import DataOfTask, FineTuned, score
 
 LABELS, PREDICTIONS = "1 1 0 0".split(), "1 0 0 0".split()
 
@@ -77,3 +78,15 @@ def test_a_signature_says_what_reproduces_the_score():
     assert score(find_task("STS-B"), "1 2".split(), "1 2".split())["pearson"].signature.startswith(
         "pearson|examples:2|scipy:"
     )
+
+
+def test_names_of_mnli(tmp_path):
+    splits = ["train", "valid", "valid1", "test", "test1"]
+    (tmp_path / "prepared.json").write_text(json.dumps({"kind": "glue", "task": "MNLI", "splits": splits}))
+    for part, symbols in (("input0", 2), ("label", 3)):
+        (tmp_path / "binary" / part).mkdir(parents=True)
+        (tmp_path / "binary" / part / "dict.txt").write_text("".join(f"{n} 1\n" for n in range(symbols)))
+    place = DataOfTask(tmp_path / "binary", FineTuned(tmp_path / "gone", 3, False, 7, 0, {}))
+    assert list(place.splits.values()) == ["dev matched", "dev mismatched", "test matched", "test mismatched"]
+    names = ["dev/MNLI-m.tsv", "dev/MNLI-mm.tsv", "test/MNLI-m.tsv", "test/MNLI-mm.tsv"]
+    assert list(map(str, place.submissions.values())) == names
