@@ -296,7 +296,9 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
 
 def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """Return the parser of the whole command line, and those of ``train``, ``checkpoint merge``, and so on, by name."""
-    whole = argparse.ArgumentParser(prog="moec", description="Sparse machine translation with MoEC on stock fairseq.")
+    whole = argparse.ArgumentParser(
+        prog="moec", description="Sparse machine translation and language understanding with MoEC on stock fairseq."
+    )
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
     found: dict[str, argparse.ArgumentParser] = {}
     for name, (options, run) in COMMANDS.items():

@@ -120,7 +120,7 @@ def stsb(folder: Path) -> Path:
     train(
         data / "binary", folder / "stsb", *PAIRS, "--num-classes", 1, "--regression-target", "--lr", 0.001,
         "--shorten-method", "truncate", "--finetune-from-model", folder / "checkpoints/checkpoint_best.pt",
-        max_update=2, base=SPARSE,
+        "--batch-size", 16, max_update=4, base=SPARSE,
     )  # fmt: skip
     run(["evaluate", "--checkpoints", folder / "stsb", "--best", "--cpu"])
     return folder / "stsb"
@@ -192,6 +192,13 @@ def test_predictions_do_not_depend_on_the_batches(rte, tmp_path):
     for split in ("dev", "test"):
         name = f"RTE/{split}/RTE.tsv"
         assert (tmp_path / name).read_text() == (rte / "evaluation/best" / name).read_text()
+
+
+def test_the_mean_of_several_checkpoints(stsb):
+    run(["evaluate", "--checkpoints", stsb, "--average", "2", "--cpu"])
+    found = json.loads((stsb / "evaluation/last2/STS-B/scores.json").read_text())
+    assert found["checkpoints"] == [str(stsb / f"checkpoint{epoch}.pt") for epoch in (1, 2)]
+    assert "|seed:1|updates:4|checkpoints:2" in found["model"]
 
 
 def test_a_row_for_each_scored_set(rte, stsb, tmp_path):
