@@ -27,7 +27,7 @@ SUBWORDS = {
 
 @register_model(NAME, dataclass=MoECRobertaConfig)
 class MoECRobertaModel(MoEModel, RobertaModel):
-    """RoBERTa with MoE blocks whose experts form clusters (Xie et al., AAAI 2023, section 4.3).
+    """RoBERTa with MoE blocks whose experts form clusters (Xie et al., AAAI 2023, arXiv 2207.09094).
 
     The layers are initialised as in BERT. Experts keep their own initialisation: W2 = 0 makes a new block the identity,
     and the scale of W1, 1/√(3D), is BERT's 0.02 at the size of RoBERTa base.
