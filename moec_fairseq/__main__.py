@@ -6,10 +6,11 @@ Nothing but the standard library is imported before a command runs, so that ``--
 
 import argparse
 import errno
+import inspect
 import logging
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent  # of a checkout: configs/ and dat
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MODEL_TYPES = ("bpe", "unigram", "char")
 TIERS = ("full", "small")
+METHODS = ("moec", "moec-nodropout", "moe", "dense")  # configs/method
 SUITES = ("layer", "loss", "train", "generate", "prepare", "clean")
 
 Add = Callable[..., Any]
@@ -119,7 +121,9 @@ def _evaluate(add: Add) -> None:
     """From the checkpoints of a training to scores that others can compare: merges, averages, translates, scores.
 
     Shows BLEU, chrF and TER of sacreBLEU, and BLEU of tokenised text, also with compounds split (as papers on German
-    report it), each with its signature. Finished steps are skipped when the command is given again.
+    report it), each with its signature. Of a model that was fine-tuned for a task of GLUE, it writes the predictions as
+    GLUE's site takes them, and shows the scores; then only the options that choose the model, --data, --max-tokens,
+    --cpu, --table, --name and --out apply. Finished steps are skipped when the command is given again.
     """
     add(
         "--checkpoints", type=Path, required=True, metavar="DIR",
@@ -186,7 +190,7 @@ def _quickstart(add: Add) -> None:
     _languages(add, " (default: en)", ": de, fr, es or nl, or that of your own text (default: de)")
     _own_text(add)
     add(
-        "--model", default="moec", choices=("moec", "moec-nodropout", "moe", "dense"),
+        "--model", default="moec", choices=METHODS,
         help="models that differ in nothing but what the experts do (default: moec)",
     )  # fmt: skip
     add(
@@ -199,6 +203,29 @@ def _quickstart(add: Add) -> None:
         "--work-dir", type=Path, metavar="DIR",
         help="all results (default: quickstart-SOURCE-TARGET in the checkout, quickstart-own-... for own text)",
     )  # fmt: skip
+
+
+def _glue(add: Add) -> None:
+    """Fine-tunes a masked language model for tasks of GLUE and scores it: prepares, trains, predicts, one table.
+
+    Each task is fine-tuned with each seed; the table has every score, their medians, and the mean over tasks. Finished
+    steps are skipped when the command is given again; an interrupted training resumes where it was.
+    """
+    add(
+        "words", nargs="+", metavar="TASK|KEY=VALUE",
+        help="CoLA, SST-2, MRPC, QQP, STS-B, MNLI, QNLI, RTE, WNLI, or all; KEY=VALUE are options of the trainings, as "
+        "for moec train",
+    )  # fmt: skip
+    add(
+        "--pretrained", required=True, metavar="CKPT",
+        help="the save_dir of the pre-training, or one checkpoint; none: train from scratch, for comparison",
+    )  # fmt: skip
+    add("--data", type=Path, metavar="DIR", help="prepared text of the pre-training (default: as the checkpoint says)")
+    add("--raw-dir", type=Path, metavar="DIR", help="where the sets are, or are downloaded to (default: OUT/raw)")
+    add("--seeds", default="1,2,3", metavar="N,...", help="one fine-tuning for each (default: 1,2,3)")
+    add("--method", choices=METHODS, help="what the experts do (default: as in the pre-training; moec from scratch)")
+    add("--cpu", action="store_true", help="do not use a GPU")
+    add("--out", type=Path, default=Path("glue"), metavar="DIR", help="all results (default: glue)")
 
 
 def _checkpoint(add_command: Callable[..., Add]) -> None:
@@ -277,6 +304,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "train": (_train, "moec_fairseq.launch:train"),
     "evaluate": (_evaluate, "moec_fairseq.evaluate.pipeline:evaluate"),
     "translate": (_translate, "moec_fairseq.evaluate.translate:translate"),
+    "glue": (_glue, "moec_fairseq.glue:glue"),
     "checkpoint": (_checkpoint, ""),
     "study": (_study, "moec_fairseq.study:study"),
     "bench": (_bench, "moec_fairseq.bench.suites:bench"),
@@ -285,7 +313,9 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
 
 def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """Return the parser of the whole command line, and those of ``train``, ``checkpoint merge``, and so on, by name."""
-    whole = argparse.ArgumentParser(prog="moec", description="Sparse machine translation with MoEC on stock fairseq.")
+    whole = argparse.ArgumentParser(
+        prog="moec", description="Sparse machine translation and language understanding with MoEC on stock fairseq."
+    )
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
     found: dict[str, argparse.ArgumentParser] = {}
     for name, (options, run) in COMMANDS.items():
@@ -330,6 +360,22 @@ def run(words: Sequence[object]) -> None:
     options = parse(list(map(str, words)))
     module, _, function = options.pop("run").partition(":")
     getattr(import_module(module), function)(**options)
+
+
+def call(
+    function: Callable[..., None], command: str, what: str, options: Mapping[str, Any], without: Sequence[str] = ()
+) -> None:
+    """Call a function, which does a part of what a command can, with those of its options that it takes.
+
+    Raises:
+        ValueError: another option was given, or one of ``without``; says that it is not for ``what``.
+    """
+    takes = inspect.signature(function).parameters
+    for action in parsers()[1][command]._actions:
+        refused = action.dest not in takes or action.dest in without
+        if refused and options.get(action.dest, action.default) != action.default:
+            raise ValueError(f"{action.option_strings[0]} is not for {what}; leave it out")
+    function(**{name: options[name] for name in takes})
 
 
 def main() -> int:

@@ -1,23 +1,16 @@
 """The quickstart: real text to a trained model and its scores, by the commands prepare, train and evaluate."""
 
-import json
 import shlex
-import shutil
 import sys
-import time
-from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
 
 import torch
 
 from moec_fairseq.__main__ import ROOT, run
 from moec_fairseq.data.pipeline import QUICKSTART
-from moec_fairseq.launch import train
-from moec_fairseq.launch.configuration import configure, quoted
-from moec_fairseq.util.files import alone_with, write_json
-from moec_fairseq.util.progress import follow
+from moec_fairseq.launch.configuration import quoted
+from moec_fairseq.launch.once import train_once
+from moec_fairseq.util.progress import Headlines
 
 TARGETS = ("de", "fr", "es", "nl")  # languages into which there are enough messages
 VOCAB_SIZE = 4000
@@ -42,7 +35,7 @@ def quickstart(
     Raises:
         ValueError: something is wrong with what was given.
     """
-    start = time.monotonic()
+    headlines = Headlines(3)
     source, target = source or "en", target or "de"
     if not train_prefix and target not in TARGETS:
         raise ValueError(f"--target is {target}, but must be one of {', '.join(TARGETS)} without --train-prefix")
@@ -52,27 +45,23 @@ def quickstart(
     work = (work_dir or ROOT / f"quickstart-{'own-' if train_prefix else ''}{source}-{target}").absolute()
     results = work / f"{model}-seed{seed}"
 
-    def headline(number: int, title: str) -> None:
-        print(f"\n[{number}/3] {title} ({_duration(time.monotonic() - start)})", flush=True)
-
-    headline(1, "Preparing the text")
+    headlines.show("Preparing the text")
     prefixes = {"--train-prefix": train_prefix, "--valid-prefix": valid_prefix, "--test-prefix": test_prefix}
     text = [word for option, prefix in prefixes.items() if prefix for word in (option, prefix)]
     run([
         "prepare", *([] if train_prefix else [QUICKSTART]), *text, "--source", source, "--target", target,
         "--tier", tier, "--raw-dir", ROOT / "quickstart-wheels" / tier, "--out", work, "--vocab-size", VOCAB_SIZE,
     ])  # fmt: skip
-    headline(2, f"Training {model} for {max_update} updates")
+    headlines.show(f"Training {model} for {max_update} updates")
     _train(work, results, model, max_update, [f"task.source_lang={source}", f"task.target_lang={target}"], seed, cpu)
-    headline(3, "Translating and scoring the test text")
+    headlines.show("Translating and scoring the test text")
     run([
         "evaluate", "--checkpoints", results, "--best", "--data", work, "--samples", 8, *(["--cpu"] if cpu else []),
     ])  # fmt: skip
-    print(_closing(work, results, _duration(time.monotonic() - start)))
+    print(_closing(work, results, headlines.duration()))
 
 
 def _train(work: Path, results: Path, model: str, max_update: int, languages: list[str], seed: int, cpu: bool) -> None:
-    """Train, or resume a training with the same settings; one with others is replaced."""
     interval = -(-max_update // VALIDATIONS)
     overrides = [
         f"method={model}",
@@ -81,49 +70,10 @@ def _train(work: Path, results: Path, model: str, max_update: int, languages: li
         f"common.seed={seed}",
         f"common.cpu={str(cpu or not torch.cuda.is_available()).lower()}",
         f"common.log_interval={1 if max_update < 100 else 10}",
-        f"checkpoint.save_dir={quoted(results)}",
     ]
-    schedule = [
-        f"optimization.max_update={max_update}",
-        f"checkpoint.save_interval_updates={interval}",
-        f"dataset.validate_interval_updates={interval}",
-    ]
+    schedule = [f"checkpoint.save_interval_updates={interval}", f"dataset.validate_interval_updates={interval}"]
     data = (work / ".binary.done").read_text(encoding="utf-8")
-    settings = {"data": data, "options": configure(ROOT / "configs" / "quickstart.yaml", overrides).values}
-    note = results / "settings.json"
-    with alone_with(work / results.name / "training"):
-        before = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
-        now: dict[str, Any] = json.loads(json.dumps({"settings": settings, "max_update": max_update}, default=str))
-        if before == now | {"finished": True} and (results / "checkpoint_best.pt").is_file():
-            print("training: done before")
-            return
-        if before.get("settings") != now["settings"] or before["max_update"] > max_update:
-            for path in results.iterdir():  # with the lock, which is ours
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        write_json(note, now | {"finished": False})
-        train(
-            config="quickstart",
-            overrides=[*overrides, *schedule],
-            configs=ROOT / "configs",
-            processes=1,
-            nodes=1,
-            node_rank=0,
-            master=None,
-            logs=results,
-            rank_timeout=1800,
-            dry_run=False,
-            read=partial(_show, total=max_update),
-        )
-        write_json(note, now | {"finished": True})
-
-
-def _show(lines: Iterable[str], log: TextIO, total: int) -> None:
-    follow(lines, "train", total, log, sys.stdout)
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+    train_once("quickstart", overrides, results, data, max_update, schedule)
 
 
 def _shown(path: Path) -> str:

@@ -16,6 +16,7 @@ SCRIPTS = {
     "train": "train",
     "study": "study",
     "evaluate": "evaluate",
+    "glue": "glue",
     "bench": "bench",
 }
 

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 from fairseq.criterions import register_criterion
@@ -59,13 +60,18 @@ class Predictions(MetersDict._DerivedMeter):
         self.pairs.extend(pairs)
 
 
-def mean_score(names: Sequence[str], meters: MetersDict) -> float:
-    """Return the mean of some scores of a validation in per cent, rounded; 0 where it is not defined."""
-    targets, predictions = zip(*meters[PREDICTIONS].pairs, strict=True)
+def defined_score(name: str, targets: Sequence[Any], predictions: Sequence[Any]) -> float:
+    """Return a score, at most 1; 0 where it is not defined, as for the correlation with what does not vary."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about constant predictions, as those of a new model often are
-        score = sum(float(SCORES[name](targets, predictions)) for name in names) / len(names)
-    return 0.0 if math.isnan(score) else round(100 * score, 1)
+        score = float(SCORES[name](targets, predictions))
+    return 0.0 if math.isnan(score) else score
+
+
+def mean_score(names: Sequence[str], meters: MetersDict) -> float:
+    """Return the mean of some scores of a validation in per cent, rounded."""
+    targets, predictions = zip(*meters[PREDICTIONS].pairs, strict=True)
+    return round(100 * fmean(defined_score(name, targets, predictions) for name in names), 1)
 
 
 def label_names(dictionary: Any) -> list[str]:

@@ -1,6 +1,5 @@
 """The steps from a corpus to the binary data of fairseq: pairs to translate, text of one language, tasks of GLUE."""
 
-import inspect
 import math
 import shutil
 import sys
@@ -13,7 +12,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from moec_fairseq.__main__ import ROOT, parsers
+from moec_fairseq.__main__ import ROOT, call
 from moec_fairseq.data.binary import binarise_files
 from moec_fairseq.data.cleaning import Limits
 from moec_fairseq.data.compressed import found_as
@@ -145,29 +144,15 @@ def prepare(corpus: str | None, **options: Any) -> None:
         ValueError: something is wrong with what was given or downloaded, or options do not go together.
     """
     if corpus is not None and corpus.partition("/")[0] == "glue":
-        _run(prepare_glue, "GLUE", {"corpus": corpus, **options})
+        call(prepare_glue, "prepare", "GLUE", {"corpus": corpus, **options})
     elif corpus is None and any(options[f"{split}_text"] for split in SPLITS):
         learning = ("vocab_size", "model_type", "character_coverage")
         if options["gpt2_bpe"]:
-            _run(prepare_text, "text of one language with --gpt2-bpe", options, without=learning)
+            call(prepare_text, "prepare", "text of one language with --gpt2-bpe", options, without=learning)
         else:
-            _run(prepare_text, "text of one language", options)
+            call(prepare_text, "prepare", "text of one language", options)
     else:
-        _run(prepare_pairs, "pairs to translate", {"corpus": corpus, **options})
-
-
-def _run(prepare: Callable[..., None], what: str, options: dict[str, Any], without: Sequence[str] = ()) -> None:
-    """Prepare with those of the options that it takes.
-
-    Raises:
-        ValueError: another one was given, or one of ``without``.
-    """
-    default = parsers()[1]["prepare"].get_default
-    takes = inspect.signature(prepare).parameters
-    for name, value in options.items():
-        if (name not in takes or name in without) and value != default(name):
-            raise ValueError(f"--{name.replace('_', '-')} is not for {what}; leave it out")
-    prepare(**{name: options[name] for name in takes})
+        call(prepare_pairs, "prepare", "pairs to translate", {"corpus": corpus, **options})
 
 
 def prepare_pairs(

@@ -4,18 +4,29 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from moec_fairseq.checkpoint.names import find_files, last_checkpoints
-from moec_fairseq.checkpoint.state import group, load_state, num_experts, num_updates
+from moec_fairseq.checkpoint.state import State, group, load_state, num_experts, num_updates
+from moec_fairseq.checkpoint.tools import average as write_average
 from moec_fairseq.data.cleaning import normalise
 from moec_fairseq.data.languages import language_pairs
 from moec_fairseq.data.pipeline import PREPARED
 from moec_fairseq.data.subwords import WORD_MARK, binarise_sentences
 from moec_fairseq.evaluate.multilingual import Multilingual, multilingual
+from moec_fairseq.util.files import alone_with
+from moec_fairseq.util.stages import Stages
 
 AVERAGE = 10
+FINE_TUNED = "sentence_prediction"
+MASKED_LM = "masked_lm"
+# tasks of fairseq whose models do not translate, and what to do with them
+OTHERWISE = {
+    FINE_TUNED: "was fine-tuned to predict labels of sentences, and does not translate; score it with moec evaluate",
+    MASKED_LM: "was pre-trained on text of one language; fine-tune it with moec glue",
+}
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,55 @@ class Selection:
         """Return what changes when one of the files does: name, size and time of each."""
         files = [file.resolve() for path in self.paths for file in find_files(path).ranks.values()]
         return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+    def task(self) -> str | None:
+        """Return the name of fairseq's task that they were trained for."""
+        return task_of(load_state(next(iter(find_files(self.paths[0]).ranks.values())), optimizer=False))
+
+    def write(self, out: Path) -> Path:
+        """Write the mean as one file, unless that was done before; return the file.
+
+        Args:
+            out: folder, which is made.
+
+        Raises:
+            ValueError: files are missing or do not belong together, or the checkpoints are of different models.
+        """
+        out.mkdir(parents=True, exist_ok=True)
+        model = out / "model.pt"
+        with alone_with(out):
+            Stages(out).do("model", self.fingerprint(), partial(write_average, self.paths, model, merge=True), [model])
+        return model
+
+
+def task_of(state: State) -> str | None:
+    """Return the name of fairseq's task that a checkpoint was trained for."""
+    task = group(state, "task")
+    return task.get("_name") or task.get("task")
+
+
+def num_embeddings(state: State, kind: str) -> int:
+    """Return for how many ``tokens`` or ``positions`` a model for language understanding has embeddings."""
+    ending = f".sentence_encoder.embed_{kind}.weight"
+    return next(len(weight) for name, weight in state["model"].items() if name.endswith(ending))
+
+
+def check_translates(path: Path, task: str | None) -> None:
+    """Raise ValueError if a checkpoint was trained for a task of fairseq that is no translation."""
+    if otherwise := OTHERWISE.get(str(task)):
+        raise ValueError(f"{path} {otherwise}")
+
+
+def signature_of(state: State) -> dict[str, Any]:
+    """Return what reproduces a checkpoint, by name: seed, experts, updates and the like."""
+    model = group(state, "model")
+    return {
+        "arch": model.get("_name") or model.get("arch"),
+        "experts": num_experts(state),
+        "clusters": model.get("moec_cluster_count", 0),
+        "seed": group(state, "common").get("seed"),
+        "updates": num_updates(state),
+    }
 
 
 def select(path: Path, average: int | None, best: bool, kind: str | None) -> Selection:
@@ -103,18 +163,12 @@ def model_facts(path: Path) -> ModelFacts:
     """Read what a checkpoint, one file, says of itself.
 
     Raises:
-        ValueError: it says what no training has written.
+        ValueError: it says what no training has written, or is of a model that does not translate.
     """
     written = path.stat().st_mtime_ns
     state = load_state(path, optimizer=False)
-    task, model, common = (group(state, name) for name in ("task", "model", "common"))
-    signature = {
-        "arch": model.get("_name") or model.get("arch"),
-        "experts": num_experts(state),
-        "clusters": model.get("moec_cluster_count", 0),
-        "seed": common.get("seed"),
-        "updates": num_updates(state),
-    }
+    check_translates(path, task_of(state))
+    task, model = (group(state, name) for name in ("task", "model"))
     several = multilingual(task)
     # such a word takes a position, but fairseq truncates a source before it puts one in, and then finds it too long
     word_before = several is not None and several.mark is not None and not several.replaces_end
@@ -126,7 +180,7 @@ def model_facts(path: Path) -> ModelFacts:
         min(int(options.get("max_source_positions") or 1024) for options in (task, model)) - word_before,
         bool(task.get("truncate_source")) and not word_before,
         written,
-        signature,
+        signature_of(state),
         several,
     )
 
@@ -161,6 +215,11 @@ class DataOfModel:
         self.binary = self.prepared / "binary" if self.prepared else place
         if not self.binary.is_dir():
             raise ValueError(f"there is no folder {self.binary}; give --data, the data that the model was trained on")
+        if kind := self._about().get("kind"):
+            raise ValueError(
+                f"{self.prepared} was prepared for language understanding ({kind}), but the model translates; give "
+                "--data of its training"
+            )
         self.source, self.target = self._languages(facts, source, target)
         recorded = facts.source and facts.target
         self.chosen = f"{self.source}-{self.target}" if facts.several or (source and not recorded) else ""
@@ -168,6 +227,11 @@ class DataOfModel:
         self._others = facts.several.dictionaries if facts.several else {}
         for side in ("source", "target"):
             self._check_dictionary(side, facts)
+
+    def _about(self) -> dict[str, Any]:
+        """Return what ``moec prepare`` has noted of the data."""
+        note = self.prepared and self.prepared / PREPARED
+        return dict(json.loads(note.read_text(encoding="utf-8"))) if note and note.is_file() else {}
 
     def _languages(self, facts: ModelFacts, source: str | None, target: str | None) -> tuple[str, str]:
         """Return the languages of the model; of those that were given where it leaves a choice."""
@@ -239,8 +303,7 @@ class DataOfModel:
         """Segment and binarise plain text as that of the training was; see ``binarise_sentences``."""
         model = self.subword_model()
         dictionaries = [self.dictionary(side) for side in ("source", "target")]
-        about = model.with_name(PREPARED)  # absent before version 0.3, when all text was normalised
-        if not about.is_file() or json.loads(about.read_text(encoding="utf-8"))["normalised"]:
+        if self._about().get("normalised", True):  # as all text was before version 0.3, which wrote no note
             sentences = map(normalise, sentences)
         return binarise_sentences(sentences, model, dictionaries, self.source, self.target, out)
 

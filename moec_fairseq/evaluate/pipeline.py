@@ -4,14 +4,14 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from moec_fairseq.checkpoint.tools import average as write_average
+from moec_fairseq.__main__ import call
 from moec_fairseq.data.text import lines, normalise_space, raw_lines
 from moec_fairseq.evaluate.generate import Search, generate, read_hypotheses
-from moec_fairseq.evaluate.model import DataOfModel, ModelFacts, model_facts, select
+from moec_fairseq.evaluate.glue import evaluate_glue
+from moec_fairseq.evaluate.model import FINE_TUNED, DataOfModel, ModelFacts, check_translates, model_facts, select
 from moec_fairseq.evaluate.scores import (
     Metrics,
     Score,
@@ -69,7 +69,7 @@ Group = TypeVar("Group", Wanted, Search, Report)
 
 
 def evaluate(**options: Any) -> None:
-    """Do all steps that are not done yet, and show the scores.
+    """Do all steps that are not done yet, and show the scores: of translations, or of GLUE for fine-tuned models.
 
     Args:
         options: those of ``moec evaluate``: which checkpoints (see ``select``), ``data``, ``out``, ``tokenized``, and
@@ -82,8 +82,12 @@ def evaluate(**options: Any) -> None:
     def group(kind: type[Group]) -> Group:
         return kind(**{field.name: options[field.name] for field in fields(kind) if field.name in options})
 
-    wanted, search, report = group(Wanted), group(Search), group(Report)
     selection = select(*(options[name] for name in ("checkpoints", "average", "best", "kind")))
+    if (task := selection.task()) == FINE_TUNED:
+        call(evaluate_glue, "evaluate", "a model that was fine-tuned for GLUE", options)
+        return
+    check_translates(selection.paths[0], task)
+    wanted, search, report = group(Wanted), group(Search), group(Report)
     tokenized, out = options["tokenized"], options["out"] or selection.folder / "evaluation" / selection.name
     if tokenized and wanted.test_set:
         raise ValueError(f"--tokenized was given, but {wanted.test_set} is not tokenised; leave it out")
@@ -91,12 +95,8 @@ def evaluate(**options: Any) -> None:
         raise ValueError("--table and --against need scores, and scores need --references; give them, too")
     other = report.other_translations()
     fingerprint = selection.fingerprint()
-    out.mkdir(parents=True, exist_ok=True)
-    model = out / "model.pt"
-    average_step = partial(write_average, selection.paths, model, merge=True)
-    with alone_with(out):
-        Stages(out).do("model", fingerprint, average_step, [model])
-        facts = model_facts(model)
+    model = selection.write(out)
+    facts = model_facts(model)
     place = DataOfModel(options["data"], facts, wanted.source_lang, wanted.target_lang)
     kinds = metrics(place.target, tokenized)
     chosen = choose(place, wanted)

@@ -10,8 +10,40 @@ from tqdm import tqdm
 
 BAR = "  {percentage:3.0f}% |{bar:24}| {n_fmt}/{total_fmt} {unit}, {elapsed} gone, {remaining} left{postfix}"
 LINE = "  {percentage:3.0f}% {n_fmt}/{total_fmt} {unit}, {elapsed} gone, {remaining} left{postfix}"
-RESUMED = re.compile(r"Loaded checkpoint .* @ (\d+) updates")
+RESUMED = re.compile(r"Loaded checkpoint .* @ ([1-9]\d*) updates")  # 0: fine-tuning begins
+# what is shown of fairseq's measures, in words; translation has perplexity, GLUE has the rest
+MEASURES = {
+    "loss": "loss",
+    "ppl": "ppl",
+    "accuracy": "accuracy",
+    "mcc": "Matthews correlation",
+    "acc_and_f1": "accuracy and F1",
+    "pearson_and_spearman": "Pearson and Spearman",
+}
 STATISTICS = re.compile(r" \| (train_inner|valid) \| (\{.*\})$")
+
+
+class Headlines:
+    """What a command of several steps says before each: its number, its title, the time since the command began.
+
+    Args:
+        total: number of steps.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.number = 0
+        self._start = time.monotonic()
+
+    def show(self, title: str) -> None:
+        """Print the next one."""
+        self.number += 1
+        print(f"\n[{self.number}/{self.total}] {title} ({self.duration()})", flush=True)
+
+    def duration(self) -> str:
+        """Return the time since the command began, in words."""
+        minutes, seconds = divmod(int(time.monotonic() - self._start), 60)
+        return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
 
 
 class _Lines:
@@ -55,20 +87,25 @@ def show_training(line: str, bar: "tqdm[Any]") -> None:
         tag, values = found[1], json.loads(found[2])
         if tag == "train_inner":
             speed = f"{float(values['wps']):,.0f}".replace(",", " ")
-            bar.set_postfix_str(f"loss {values['loss']}, ppl {values['ppl']}, {speed} tokens/s", refresh=False)
+            bar.set_postfix_str(f"{_measures(values)}, {speed} tokens/s", refresh=False)
             bar.update(int(values["num_updates"]) - bar.n)
         else:
             tqdm.write(
-                f"  update {values['valid_num_updates']}, epoch {values['epoch']}: validation loss "
-                f"{values['valid_loss']} (best {_best(values)}), perplexity {values['valid_ppl']}",
+                f"  update {values['valid_num_updates']}, epoch {values['epoch']}: validation "
+                f"{_measures(values, 'valid_')}",
                 file=bar.fp,
             )
             bar.update(int(values["valid_num_updates"]) - bar.n)
 
 
-def _best(values: dict[str, str]) -> str:
-    """Return the best validation loss so far; fairseq leaves it out at the first validation."""
-    return values.get("valid_best_loss", values["valid_loss"])
+def _measures(values: dict[str, str], prefix: str = "") -> str:
+    """Return the measures in words; the one by which the best checkpoint is chosen with its best value so far."""
+    found = []
+    for name, words in MEASURES.items():
+        if (value := values.get(f"{prefix}{name}")) is not None:
+            best = values.get(f"{prefix}best_{name}")
+            found.append(f"{words} {value}" + (f" (best {best})" if best is not None else ""))
+    return ", ".join(found)
 
 
 def show_generation(line: str, bar: "tqdm[Any]") -> None:

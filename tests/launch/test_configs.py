@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 import moec_fairseq
 from moec_fairseq.criterions.moec_label_smoothed_cross_entropy import MoECLabelSmoothedCrossEntropyConfig
 from moec_fairseq.criterions.moec_masked_lm import MoECMaskedLmConfig
+from moec_fairseq.data.glue import read_tasks
 from moec_fairseq.launch.configuration import configure
 from moec_fairseq.models.config import MoECRobertaConfig, MoECTransformerConfig
 from tests.whole_trainings import configuration as of_flags
@@ -29,6 +30,7 @@ RECIPES = {
 }  # fmt: skip
 # the same for masked language models
 MASKED_LM = {"roberta_pretraining": (8, "intra_cv", 0.5, 250), "roberta_small": (2, "intra_cv", 0.5, 250)}
+GLUE = {f"glue_{name.lower()}": task for name, task in read_tasks().items()}
 # differ from another recipe by their names only
 ALIKE = {"wmt16_en_de": "wmt14_en_de", "wmt14_en_fr": "wmt14_en_de", "multi30k_en_fr": "multi30k_en_de"}
 METHODS = ["dense", "moe", "moec", "moec-nodropout"]
@@ -40,7 +42,7 @@ def composed(name, *overrides):
 
 
 def test_all_are_there():
-    assert sorted(RECIPES | MASKED_LM) == sorted(path.stem for path in CONFIGS.glob("[!_]*.yaml"))
+    assert sorted(RECIPES | MASKED_LM | GLUE) == sorted(path.stem for path in CONFIGS.glob("[!_]*.yaml"))
     assert sorted(METHODS) == sorted(path.stem for path in (CONFIGS / "method").iterdir())
 
 
@@ -78,6 +80,22 @@ def test_fairseq_knows_all_keys(recipe, method):
     assert config["common.fp16"] == for_gpus
     assert config["optimizer._name"] == ("fused_adam" if for_gpus else "adam")
     assert config["checkpoint.save_dir"] == "checkpoints/${hydra:job.config_name}_" + method + "/seed${common.seed}"
+
+
+@pytest.mark.parametrize("recipe", GLUE)
+def test_fine_tuning_fits_the_table_of_tasks(recipe):
+    task, config = GLUE[recipe], composed(recipe)
+    reports = {
+        "report_mcc": ("mcc",), "report_acc_and_f1": ("accuracy", "f1"),
+        "report_pearson_and_spearman": ("pearson", "spearman"),
+    }  # fmt: skip
+    assert config["task.num_classes"] == task.num_classes
+    assert config["criterion.regression_target"] == task.regression
+    (best,) = [key.removeprefix("report_") for key in reports if reports[key] == task.metrics] or ["accuracy"]
+    assert config["checkpoint.best_checkpoint_metric"] == best and config["checkpoint.maximize_best_checkpoint_metric"]
+    assert {key for key in reports if config.get(f"criterion.{key}")} == {f"report_{best}"} & set(reports)
+    assert config["lr_scheduler.warmup_updates"] == round(0.06 * config["optimization.max_update"])
+    assert "moe_expert_count" not in config["model"]  # but that of the checkpoint
 
 
 @pytest.mark.parametrize("recipe", ["wmt14_en_de", "iwslt14_de_en"])
