@@ -11,13 +11,15 @@ from typing import Any, TypeVar
 from moec_fairseq.checkpoint.tools import average as write_average
 from moec_fairseq.data.text import lines, normalise_space, raw_lines
 from moec_fairseq.evaluate.generate import Search, generate, read_hypotheses
-from moec_fairseq.evaluate.model import DataOfModel, ModelFacts, model_facts, select
+from moec_fairseq.evaluate.model import DataOfModel, ModelFacts, data_of_directions, model_facts, select
 from moec_fairseq.evaluate.scores import (
     Metrics,
     Score,
     add_row,
     compare,
     comparison_table,
+    direction_table,
+    mean_scores,
     metrics,
     read_table,
     score,
@@ -68,12 +70,15 @@ class Report:
 Group = TypeVar("Group", Wanted, Search, Report)
 
 
-def evaluate(**options: Any) -> None:
+def evaluate(**options: Any) -> list[dict[str, Any]]:
     """Do all steps that are not done yet, and show the scores.
 
     Args:
         options: those of ``moec evaluate``: which checkpoints (see ``select``), ``data``, ``out``, ``tokenized``, and
             the attributes of ``Wanted``, ``Search`` and ``Report``.
+
+    Returns:
+        what scores.json holds, for each direction; none without references.
 
     Raises:
         ValueError: something is wrong with what was given.
@@ -97,7 +102,9 @@ def evaluate(**options: Any) -> None:
     with alone_with(out):
         Stages(out).do("model", fingerprint, average_step, [model])
         facts = model_facts(model)
-    place = DataOfModel(options["data"], facts, wanted.source_lang, wanted.target_lang)
+    place, *others = data_of_directions(options["data"], facts, wanted.source_lang, wanted.target_lang)
+    if others:
+        return _evaluate_each([place, *others], options)
     kinds = metrics(place.target, tokenized)
     chosen = choose(place, wanted)
     if isinstance(chosen, TextSet):
@@ -113,7 +120,7 @@ def evaluate(**options: Any) -> None:
         keep_texts(known, folder)
         if not known.references:
             print(f"{folder}: {len(hypotheses)} translations in translations.txt; no scores without --references")
-            return
+            return []
 
         scores = score(hypotheses, known.references, kinds)
         scores |= tokenised_bleu(hypotheses, known.references, place.target, tokenized)
@@ -142,6 +149,38 @@ def evaluate(**options: Any) -> None:
             add_row(report.table, row | values | {"BLEU's signature": scores["BLEU"].signature})
             print(f"a row in {report.table} and {report.table.with_suffix('.md')}")
         print(f"{folder}: translations.txt, source.txt, references*.txt, scores.json, generate.log")
+    return [result]
+
+
+def _evaluate_each(places: Sequence[DataOfModel], options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Evaluate a model of many languages in each direction, and show all scores and their means.
+
+    Raises:
+        ValueError: something was given that is for a single direction.
+    """
+    if options["text"] or options["test_set"] or options["against"]:
+        raise ValueError(
+            f"--input, --test-set and --against are for one direction, but the model translates {places[0].many}; "
+            "choose with --source-lang and --target-lang"
+        )
+    results = []
+    for place in places:
+        print(f"\n{place.chosen}", flush=True)
+        results += evaluate(**{**options, "source_lang": place.source, "target_lang": place.target})
+    directions = [place.chosen for place in places]
+    scores = {
+        chosen: {key: Score(**value) for key, value in result["scores"].items()}
+        for chosen, result in zip(directions, results, strict=True)
+    }
+    means = mean_scores(list(scores.values()))
+    print(f"\n{direction_table(scores, means)}")
+    if table := options["table"]:
+        name, _, _ = results[0]["set"].rpartition(" ")
+        row = {key: results[0][key] for key in ("system", "model", "version")} | {
+            "set": f"{name} mean of {', '.join(directions)}"
+        }
+        add_row(table, row | {key: f"{value:.2f}" for key, value in means.items()})
+    return results
 
 
 @dataclass(frozen=True)
