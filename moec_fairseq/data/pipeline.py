@@ -154,7 +154,7 @@ def _of_many(
     write: Callable[[Path, Path], Mapping[str, Counter[str]]],
     settings: Any,
 ) -> Corpus:
-    """Return a corpus whose pairs ``write`` writes, given the raw files and the folder for a folder of each language."""
+    """Return a corpus whose pairs ``write`` writes, given raw files and the folder for one of each language."""
     return Corpus(
         name,
         several.source,
