@@ -144,16 +144,17 @@ def write_together(
     for split in SPLITS:
         names = (split, *(part for part in languages.parts if part.startswith(split)))
         paths = [path for name in names for path in parallel_paths(text, name, languages.source, languages.target)]
-        with whole_texts(paths) as files:
-            for place, language in enumerate(languages.many):
+        with whole_texts(paths) as opened:
+            files = dict(zip(names, zip(opened[::2], opened[1::2], strict=True), strict=True))
+            for language in languages.many:
                 size, wanted = (sizes[language], sampled[language]) if split == "train" else (1, 1)
-                sides = parallel_paths(text / language, split, *languages.direction(language))
-                head = tag(languages.direction(language)[1])
-                of_language = [*files[:2], *files[2 * place + 2 : 2 * place + 4]]
-                for number, (source, target) in enumerate(zip(*map(raw_lines, sides), strict=True)):
+                direction = languages.direction(language)
+                into = [files[name] for name in (split, f"{split}-{language}") if name in files]
+                pairs = zip(*map(raw_lines, parallel_paths(text / language, split, *direction)), strict=True)
+                for number, (source, target) in enumerate(pairs):
                     times = (number + 1) * wanted // size - number * wanted // size  # evenly over the text
-                    for source_file, target_file in zip(of_language[::2], of_language[1::2], strict=True):
-                        source_file.write(f"{head} {source}\n" * times)
+                    for source_file, target_file in into:
+                        source_file.write(f"{tag(direction[1])} {source}\n" * times)
                         target_file.write(f"{target}\n" * times)
     found: Counter[str] = Counter()
     for language in languages.many:
