@@ -54,6 +54,14 @@ def _prepare(add: Add) -> None:
     add("--valid-text", type=Path, metavar="FILE", help="validate on this (default: some documents, 1000 sentences)")
     add("--test-text", type=Path, metavar="FILE", help="test on this (default: the same)")
     _languages(add, " (default: that of the recipe, or en)", " (default: that of the recipe, or de)")
+    many = "one model for several languages, a comma-separated list, of the messages or of P.en, P.de, P.fr, ..."
+    add("--targets", metavar="LANGS", help=f"translate into {many}")
+    add("--sources", metavar="LANGS", help="translate from several languages into one (default: en), likewise")
+    add(
+        "--sampling-temperature", type=float, default=1.0, metavar="T",
+        help="--targets, --sources: repeat pairs of smaller languages, shares n^(1/T), such as 5 (default: 1, as they "
+        "are)",
+    )  # fmt: skip
     add("--raw-dir", type=Path, metavar="DIR", help="where the archives are, or are downloaded to (default: OUT/raw)")
     add(
         "--subwords-of", type=Path, metavar="DIR",
@@ -121,9 +129,10 @@ def _evaluate(add: Add) -> None:
     """From the checkpoints of a training to scores that others can compare: merges, averages, translates, scores.
 
     Shows BLEU, chrF and TER of sacreBLEU, and BLEU of tokenised text, also with compounds split (as papers on German
-    report it), each with its signature. Of a model that was fine-tuned for a task of GLUE, it writes the predictions as
-    GLUE's site takes them, and shows the scores; then only the options that choose the model, --data, --max-tokens,
-    --cpu, --table, --name and --out apply. Finished steps are skipped when the command is given again.
+    report it), each with its signature; a model of many languages is scored in each of them. Of a model that was
+    fine-tuned for a task of GLUE, it writes the predictions as GLUE's site takes them, and shows the scores; then only
+    the options that choose the model, --data, --max-tokens, --cpu, --table, --name and --out apply. Finished steps are
+    skipped when the command is given again.
     """
     add(
         "--checkpoints", type=Path, required=True, metavar="DIR",
@@ -172,8 +181,8 @@ def _translate(add: Add) -> None:
     add("--input", type=Path, dest="text", metavar="FILE", help="text to translate (default: standard input)")
     add("--output", type=Path, metavar="FILE", help="write translations here (default: standard output)")
     add("--data", type=Path, metavar="DIR", help="of moec prepare (default: that of the training)")
-    add("--source-lang", metavar="SRC", help="language to translate from, where the model leaves a choice")
-    add("--target-lang", metavar="TGT", help="language to translate to, likewise")
+    add("--source-lang", "--from", metavar="SRC", help="language to translate from, where the model leaves a choice")
+    add("--target-lang", "--to", metavar="TGT", help="language to translate to, likewise")
     _search(add)
     add("--batch-size", type=int, metavar="N", help="sentences of a batch (default: as --max-tokens says)")
     add("--n-best", type=int, default=1, metavar="N", help="translations of each sentence, best first (default: 1)")

@@ -13,6 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -210,19 +211,32 @@ def _leaves(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
             yield from _leaves(child, (*path, key))
 
 
-def write_messages(wheels: Mapping[Pin, Path], source: str, target: str, out: Path) -> Counter[str]:
-    """Write {train,valid,test}.{source,target} and report.json into `out`; the same wheels give the same bytes.
+def write_messages(wheels: Mapping[Pin, Path], source: str, places: Mapping[str, Path]) -> dict[str, Counter[str]]:
+    """Write {train,valid,test}.{source,target} and report.json; the same wheels give the same bytes.
+
+    A source that is held out in one language is held out in all.
+
+    Args:
+        wheels: that hold the messages.
+        source: their language.
+        places: folder for each target language.
 
     Returns:
-        pairs by what became of them.
+        pairs by what became of them, for each language.
     """
-    pairs, counts = _collect(wheels, target)
-    if not pairs:
-        raise ValueError(f"the wheels hold no translations into {target!r}; well covered are de, es, fr and nl")
-    _print_counts(counts)
-    sources = {fingerprint(pair.source) for pair in pairs}
-    about = {"distinct pairs": len(pairs), "packages": counts}
-    return write_corpus(lambda: pairs, Splitter(share_for(len(sources))), source, target, out, about)
+    found: dict[str, tuple[list[Pair], dict[str, Counter[str]]]] = {}
+    for target in places:
+        pairs, counts = found[target] = _collect(wheels, target)
+        if not pairs:
+            raise ValueError(f"the wheels hold no translations into {target!r}; well covered are de, es, fr and nl")
+        _print_counts(counts)
+    distinct = sum(len({fingerprint(pair.source) for pair in pairs}) for pairs, _ in found.values())
+    share = share_for(distinct // len(places))
+    written = {}
+    for target, (pairs, counts) in found.items():
+        about = {"distinct pairs": len(pairs), "packages": counts}
+        written[target] = write_corpus(partial(iter, pairs), Splitter(share), source, target, places[target], about)
+    return written
 
 
 def _collect(wheels: Mapping[Pin, Path], target: str) -> tuple[list[Pair], dict[str, Counter[str]]]:

@@ -21,10 +21,11 @@ from moec_fairseq.data.examples import ORDER, raw_files, read_examples, read_sen
 from moec_fairseq.data.glue import GlueTask, find_task
 from moec_fairseq.data.gpt2_bpe import GPT2_BPE, check_gpt2
 from moec_fairseq.data.languages import SPLITS, check_languages, parallel_paths
-from moec_fairseq.data.messages import fetch, read_pins, write_messages
+from moec_fairseq.data.messages import Pin, fetch, read_pins, write_messages
+from moec_fairseq.data.multilingual import MANY, Languages, check_temperature, read_languages, write_together
 from moec_fairseq.data.published import TEXTS, write_published
 from moec_fairseq.data.recipes import read_recipe
-from moec_fairseq.data.splits import check_apart, own_files, write_own
+from moec_fairseq.data.splits import check_apart, common_share, own_files, write_own
 from moec_fairseq.data.subwords import (
     binarise,
     binarise_text,
@@ -52,8 +53,8 @@ class Corpus:
 
     Attributes:
         name: of the corpus.
-        source: language to translate from.
-        target: language to translate to.
+        source: language to translate from; MANY for several.
+        target: language to translate to; likewise.
         write: writes the text of every split, given the folder of raw files, that of the text, a pool, and how many
             chunks may be in progress; returns pairs by what became of them.
         settings: what the text depends on, beside its inputs.
@@ -61,6 +62,7 @@ class Corpus:
         texts: names of what is written, for each language.
         normalised: whether punctuation is normalised; then that of sentences to translate must be, too.
         limits: on pairs: most subwords of a side, ratio of the sides.
+        several: what MANY stands for.
     """
 
     name: str
@@ -72,6 +74,12 @@ class Corpus:
     texts: tuple[str, ...] = SPLITS
     normalised: bool = False
     limits: tuple[int, float] | None = None
+    several: Languages | None = None
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Return the names of parts of valid and test."""
+        return self.several.parts if self.several else ()
 
 
 def _published(recipe: Path, source: str | None, target: str | None, distinct: bool) -> Corpus:
@@ -90,22 +98,71 @@ def _published(recipe: Path, source: str | None, target: str | None, distinct: b
 
 
 def _messages(source: str, target: str, tier: str) -> Corpus:
-    if source != "en":
-        raise ValueError(f"--source is {source}, but the messages are in English; give en, or --train-prefix")
-    pins = read_pins(WHEELS, tier)
+    pins = _pins("source", source, tier)
     return Corpus(
         QUICKSTART,
         source,
         target,
-        lambda raw, out, *_: write_messages(fetch(pins, raw), source, target, out),
+        lambda raw, out, *_: write_messages(fetch(pins, raw), source, {target: out})[target],
         [pin.requirement for pin in pins],
     )
 
 
+def _pins(option: str, language: str, tier: str) -> list[Pin]:
+    if language != "en":
+        raise ValueError(f"--{option} is {language}, but the messages are in English; give en, or --train-prefix")
+    return read_pins(WHEELS, tier)
+
+
 def _own(prefixes: dict[str, str], source: str, target: str) -> Corpus:
     files = own_files(prefixes, source, target)
-    states = [[split, str(path), path.stat().st_mtime_ns] for split, sides in files.items() for path in sides]
-    return Corpus("own", source, target, lambda _, out, *__: write_own(files, source, target, out), states)
+    return Corpus("own", source, target, lambda _, out, *__: write_own(files, source, target, out), _states(files))
+
+
+def _states(files: Mapping[str, tuple[Path, Path]]) -> list[Any]:
+    return [[split, str(path), path.stat().st_mtime_ns] for split, sides in files.items() for path in sides]
+
+
+def _messages_of_many(several: Languages, tier: str, temperature: float) -> Corpus:
+    pins = _pins("target" if several.source == MANY else "source", several.one, tier)
+
+    def write(raw: Path, out: Path) -> dict[str, Counter[str]]:
+        return write_messages(fetch(pins, raw), several.one, {language: out / language for language in several.many})
+
+    return _of_many(QUICKSTART, several, temperature, write, [pin.requirement for pin in pins])
+
+
+def _own_of_many(prefixes: dict[str, str], several: Languages, temperature: float) -> Corpus:
+    files = {language: own_files(prefixes, several.one, language) for language in several.many}
+
+    def write(_: Path, out: Path) -> dict[str, Counter[str]]:
+        check_apart((path for splits in files.values() for sides in splits.values() for path in sides), out)
+        share = common_share([splits["train"] for splits in files.values()])
+        return {
+            language: write_own(splits, several.one, language, out / language, share)
+            for language, splits in files.items()
+        }
+
+    return _of_many("own", several, temperature, write, [_states(splits) for splits in files.values()])
+
+
+def _of_many(
+    name: str,
+    several: Languages,
+    temperature: float,
+    write: Callable[[Path, Path], Mapping[str, Counter[str]]],
+    settings: Any,
+) -> Corpus:
+    """Return a corpus whose pairs ``write`` writes, given raw files and the folder for one of each language."""
+    return Corpus(
+        name,
+        several.source,
+        several.target,
+        lambda raw, out, *_: write_together(several, temperature, out, write(raw, out)),
+        [settings, asdict(several), temperature],
+        texts=(*SPLITS, *several.parts),
+        several=several,
+    )
 
 
 def choose_corpus(
@@ -116,6 +173,9 @@ def choose_corpus(
     prefixes: dict[str, str | None],
     tier: str,
     distinct: bool,
+    sources: str | None,
+    targets: str | None,
+    sampling_temperature: float,
 ) -> Corpus:
     """Return a recipe's corpus, the quickstart's, or the user's own text.
 
@@ -123,18 +183,27 @@ def choose_corpus(
         ValueError: there is no such corpus or text, or the options do not go together.
     """
     given = {split: prefix for split, prefix in prefixes.items() if prefix}
+    several = read_languages(sources, targets, source, target)
+    check_temperature(sampling_temperature)
+    if several is None and sampling_temperature != 1:
+        raise ValueError("--sampling-temperature is for several languages; give --targets or --sources, too")
     if corpus not in (None, QUICKSTART) and not given:
+        if several:
+            raise ValueError(
+                "--sources and --targets are for quickstart and --train-prefix; a recipe has a single pair"
+            )
         return _published(find_yaml("recipe", str(corpus), recipes), source, target, distinct)
     languages = source or "en", target or "de"
-    check_languages(*languages)
+    if several is None:
+        check_languages(*languages)
     if "train" in given and corpus is None:
-        return _own(given, *languages)
+        return _own_of_many(given, several, sampling_temperature) if several else _own(given, *languages)
     if given:
         raise ValueError("--valid-prefix and --test-prefix are for your own text: give --train-prefix, and no CORPUS")
     if corpus is None:
         ways = "a recipe of data/, quickstart, --train-prefix, --train-text or glue/TASK"
         raise ValueError(f"nothing to prepare was given; give {ways}")
-    return _messages(*languages, tier)
+    return _messages_of_many(several, tier, sampling_temperature) if several else _messages(*languages, tier)
 
 
 def prepare(corpus: str | None, **options: Any) -> None:
@@ -173,6 +242,9 @@ def prepare_pairs(
     max_length: int | None,
     max_ratio: float | None,
     distinct: bool,
+    sources: str | None,
+    targets: str | None,
+    sampling_temperature: float,
 ) -> None:
     """Make data for translation.
 
@@ -181,7 +253,8 @@ def prepare_pairs(
     """
     _check_workers(workers)
     prefixes = {"train": train_prefix, "valid": valid_prefix, "test": test_prefix}
-    chosen = choose_corpus(corpus, recipes, source, target, prefixes, tier, distinct)
+    several = sources, targets, sampling_temperature
+    chosen = choose_corpus(corpus, recipes, source, target, prefixes, tier, distinct, *several)
     check_sizes(vocab_size, character_coverage)
     limits = _limits(max_length, max_ratio, chosen.limits)
     languages = chosen.source, chosen.target
@@ -196,16 +269,21 @@ def prepare_pairs(
                 "text",
                 chosen.settings,
                 lambda: chosen.write(raw, text, pool, 4 * workers),
-                [path for name in chosen.texts for path in parallel_paths(text, name, *languages)],
+                [
+                    *(path for name in chosen.texts for path in parallel_paths(text, name, *languages)),
+                    *(text / language for language in (chosen.several.many if chosen.several else ())),
+                ],
                 [raw / name for name in chosen.inputs],
             )
         )
-        write_json(out / PREPARED, {"source": languages[0], "target": languages[1], "normalised": chosen.normalised})
+        about = {"source": languages[0], "target": languages[1], "normalised": chosen.normalised}
+        write_json(out / PREPARED, about | ({"many": chosen.several.many} if chosen.several else {}))
+        tags = chosen.several.tags if chosen.several else ()
         stages.do(
             "subword-model",
             [vocab_size, model_type, character_coverage],
             lambda: train_model(
-                parallel_paths(text, "train", *languages), vocab_size, model_type, character_coverage, model
+                parallel_paths(text, "train", *languages), vocab_size, model_type, character_coverage, model, tags
             ),
             [model],
         )
@@ -213,12 +291,17 @@ def prepare_pairs(
             stages.do(
                 "subwords",
                 asdict(limits) if limits else None,
-                lambda: segment(text, *languages, model, limits, subwords, pool, 4 * workers),
-                [path for split in SPLITS for path in parallel_paths(subwords, split, *languages)],
+                lambda: segment(text, *languages, model, limits, subwords, pool, 4 * workers, chosen.parts),
+                [path for part in (*SPLITS, *chosen.parts) for path in parallel_paths(subwords, part, *languages)],
             )
         )
         _show(table(counts), out / "cleaning.md")
-        stages.do("binary", None, lambda: binarise(subwords, *languages, workers, out / "binary"), [out / "binary"])
+        stages.do(
+            "binary",
+            None,
+            lambda: binarise(subwords, *languages, workers, out / "binary", chosen.parts),
+            [out / "binary"],
+        )
         print(f"{out}: binary/ for fairseq, text/ and subwords/ with the sentences, {SENTENCEPIECE}, cleaning.md")
 
 

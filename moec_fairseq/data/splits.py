@@ -148,7 +148,14 @@ def check_apart(files: Iterable[Path], out: Path) -> None:
             raise ValueError(f"{path} is in the folder for the results; give --out another folder")
 
 
-def write_own(files: Mapping[str, tuple[Path, Path]], source: str, target: str, out: Path) -> Counter[str]:
+def common_share(texts: Sequence[tuple[Path, Path]]) -> float:
+    """Return one share for the texts of several languages, so that a held-out source is held out of all of them."""
+    return share_for(sum(1 for sides in texts for _ in _pairs(sides, "count train")) // len(texts))
+
+
+def write_own(
+    files: Mapping[str, tuple[Path, Path]], source: str, target: str, out: Path, share: float | None = None
+) -> Counter[str]:
     """Write {train,valid,test}.{source,target} and report.json into `out`; return pairs by what became of them.
 
     Valid and test are used as they are when given, and split off train otherwise. Text is streamed: memory holds the
@@ -159,6 +166,7 @@ def write_own(files: Mapping[str, tuple[Path, Path]], source: str, target: str, 
         source: language.
         target: language.
         out: folder.
+        share: of the text that goes to each split that is not given; None: as ``share_for`` says.
 
     Raises:
         ValueError: two sides have different numbers of lines, or there is too little text.
@@ -169,7 +177,8 @@ def write_own(files: Mapping[str, tuple[Path, Path]], source: str, target: str, 
         split: _copy(split, sides, parallel_paths(out, split, source, target)) for split, sides in held_out.items()
     }
     total = _count_and_compare(files["train"], sources)
-    splitter = Splitter(share_for(total), [split for split in HELD_OUT if split not in held_out])
+    share = share_for(total) if share is None else share
+    splitter = Splitter(share, [split for split in HELD_OUT if split not in held_out])
     splitter.sizes.update({split: len(fingerprints) for split, fingerprints in sources.items()})
     about = {**{split: str(sides[0]) for split, sides in files.items()}, "pairs": total}
     counts = write_corpus(lambda: _pairs(files["train"], "split train"), splitter, source, target, out, about)

@@ -13,6 +13,7 @@ from pathlib import Path
 import sentencepiece
 from tqdm import tqdm
 
+from moec_fairseq.data.binary import binarise_files
 from moec_fairseq.data.cleaning import Limits
 from moec_fairseq.data.gpt2_bpe import Gpt2Model
 from moec_fairseq.data.languages import SPLITS, parallel_paths
@@ -33,8 +34,15 @@ def check_sizes(vocab_size: int, character_coverage: float) -> None:
         raise ValueError(f"character coverage {character_coverage} is not possible; give a number from 0.9 to 1.0")
 
 
-def train_model(texts: Sequence[Path], vocab_size: int, model_type: str, character_coverage: float, out: Path) -> None:
-    """Train a sentencepiece model on all texts together, and write it to ``out``.
+def train_model(
+    texts: Sequence[Path],
+    vocab_size: int,
+    model_type: str,
+    character_coverage: float,
+    out: Path,
+    words: Sequence[str] = (),
+) -> None:
+    """Train a sentencepiece model on all texts together, and write it to ``out``; each of ``words`` is one subword.
 
     Raises:
         ValueError: the text is too small for ``vocab_size``, or cannot be read.
@@ -50,6 +58,7 @@ def train_model(texts: Sequence[Path], vocab_size: int, model_type: str, charact
             vocab_size=vocab_size,
             hard_vocab_limit=False,  # a small corpus gets fewer pieces
             character_coverage=character_coverage,
+            user_defined_symbols=[WORD_MARK + word for word in words],
             input_sentence_size=MAX_TRAINING_LINES,
             normalization_rule_name="identity",  # a translation should keep the characters that were written
             minloglevel=2,
@@ -98,7 +107,15 @@ def open_model(path: Path) -> sentencepiece.SentencePieceProcessor:
 
 
 def segment(
-    texts: Path, source: str, target: str, model: Path, limits: Limits | None, out: Path, pool: Executor, ahead: int
+    texts: Path,
+    source: str,
+    target: str,
+    model: Path,
+    limits: Limits | None,
+    out: Path,
+    pool: Executor,
+    ahead: int,
+    parts: Sequence[str] = (),
 ) -> Counter[str]:
     """Write the subwords of every split into ``out``; training and validation pairs beyond the limits are dropped.
 
@@ -111,14 +128,15 @@ def segment(
         out: folder.
         pool: processes that segment.
         ahead: chunks in progress.
+        parts: of valid and test, by the names of their files.
 
     Returns:
         pairs by what became of them.
     """
     counts: Counter[str] = Counter()
-    for split in SPLITS:
+    for split in (*SPLITS, *parts):
         one, other = parallel_paths(texts, split, source, target)
-        work = partial(_segment, model, None if split == "test" else limits)
+        work = partial(_segment, model, None if split.startswith("test") else limits)
         with (
             whole_texts(parallel_paths(out, split, source, target)) as files,
             tqdm(desc=f"segment {split}", unit=" pairs", unit_scale=True) as bar,
@@ -219,7 +237,7 @@ def _segment_lines(path: Path, most: int, lines: list[str]) -> tuple[str, int, C
     return "".join(map(model.spelled, parts)), len(lines), counts
 
 
-def binarise(subwords: Path, source: str, target: str, workers: int, out: Path) -> None:
+def binarise(subwords: Path, source: str, target: str, workers: int, out: Path, parts: Sequence[str] = ()) -> None:
     """Make fairseq's binary data with a joint dictionary.
 
     Args:
@@ -228,11 +246,19 @@ def binarise(subwords: Path, source: str, target: str, workers: int, out: Path) 
         target: language.
         workers: processes.
         out: folder; it appears when it is complete. fairseq's log goes beside it.
+        parts: of valid and test, by the names of their files.
     """
-    _preprocess(
-        out, workers, "--source-lang", source, "--target-lang", target, "--joined-dictionary",
-        *(argument for split in SPLITS for argument in (f"--{split}pref", subwords / split)),
-    )  # fmt: skip
+    names = {split: [split, *(part for part in parts if part.startswith(split))] for split in SPLITS}
+    prefixes = {split: ",".join(str(subwords / name) for name in named) for split, named in names.items()}
+    with whole_folder(out) as folder:
+        _preprocess(
+            folder, workers, "--source-lang", source, "--target-lang", target, "--joined-dictionary",
+            *(argument for split in SPLITS for argument in (f"--{split}pref", prefixes[split])),
+        )  # fmt: skip
+        for split, (_, *others) in names.items():
+            for number, name in enumerate(others, start=1):
+                for path in folder.glob(f"{split}{number}.*"):  # as fairseq calls them
+                    path.rename(path.with_name(path.name.replace(f"{split}{number}", name, 1)))
 
 
 def binarise_text(subwords: Path, dictionary: Path | None, workers: int, out: Path) -> None:
@@ -244,17 +270,16 @@ def binarise_text(subwords: Path, dictionary: Path | None, workers: int, out: Pa
         workers: processes.
         out: folder; it appears when it is complete. fairseq's log goes beside it.
     """
-    _preprocess(
-        out, workers, "--only-source", *(["--srcdict", dictionary] if dictionary else []),
-        *(argument for split in SPLITS for argument in (f"--{split}pref", subwords / f"{split}.txt")),
-    )  # fmt: skip
+    with whole_folder(out) as folder:
+        _preprocess(
+            folder, workers, "--only-source", *(["--srcdict", dictionary] if dictionary else []),
+            *(argument for split in SPLITS for argument in (f"--{split}pref", subwords / f"{split}.txt")),
+        )  # fmt: skip
 
 
-def _preprocess(out: Path, workers: int, *arguments: object) -> None:
-    with whole_folder(out) as part:
-        run_fairseq(
-            "preprocess", "--destdir", part, "--workers", workers, *arguments, log=out.with_name("preprocess.log")
-        )
+def _preprocess(folder: Path, workers: int, *arguments: object) -> None:
+    log = folder.with_name("preprocess.log")
+    run_fairseq("preprocess", "--destdir", folder, "--workers", workers, *arguments, log=log)
 
 
 def binarise_sentences(
@@ -276,9 +301,7 @@ def binarise_sentences(
             file.write(" ".join(processor.encode(sentence, out_type=str)) + "\n")
     binary = out / "binary"
     shutil.rmtree(binary, ignore_errors=True)
-    run_fairseq(
-        "preprocess", f"--source-lang={source}", f"--target-lang={target}", "--only-source", "--srcdict",
-        dictionaries[0], "--testpref", out / "subwords", "--destdir", binary, log=out / "preprocess.log",
-    )  # fmt: skip
-    shutil.copy(dictionaries[1], binary / f"dict.{target}.txt")
+    binarise_files({f"test.{source}-{target}.{source}": out / f"subwords.{source}"}, dictionaries[0], binary)
+    for dictionary, language in zip(dictionaries, (source, target), strict=True):
+        shutil.copy(dictionary, binary / f"dict.{language}.txt")
     return binary

@@ -13,6 +13,7 @@ from moec_fairseq.checkpoint.state import State, group, load_state, num_experts,
 from moec_fairseq.checkpoint.tools import average as write_average
 from moec_fairseq.data.cleaning import normalise
 from moec_fairseq.data.languages import language_pairs
+from moec_fairseq.data.multilingual import MANY, Languages, tag
 from moec_fairseq.data.pipeline import PREPARED
 from moec_fairseq.data.subwords import WORD_MARK, binarise_sentences
 from moec_fairseq.evaluate.multilingual import Multilingual, multilingual
@@ -185,6 +186,46 @@ def model_facts(path: Path) -> ModelFacts:
     )
 
 
+def data_of_directions(
+    data: Path | None, facts: ModelFacts, source: str | None, target: str | None
+) -> list["DataOfModel"]:
+    """Return the data of each direction that is asked for: of models of many languages all that fit, else of one.
+
+    The arguments are those of ``DataOfModel``.
+
+    Raises:
+        ValueError: there are no such data, or not for this model.
+    """
+    languages = _languages_of(_find_data(data, facts)[1], facts)
+    pairs = languages.choose(source, target) if languages else [(source, target)]
+    return [DataOfModel(data, facts, *pair) for pair in pairs]
+
+
+def _find_data(data: Path | None, facts: ModelFacts) -> tuple[Path, Path | None]:
+    """Return binary data, and the folder of ``moec prepare`` around it, if there is one."""
+    place = first_folder(data) if data else facts.data
+    around = [folder for folder in (place, place.parent) if (folder / "spm.model").is_file()]
+    prepared = around[0] if around and (around[0] == place or place.name == "binary") else None
+    return (prepared / "binary" if prepared else place), prepared
+
+
+def _about(prepared: Path | None) -> dict[str, Any]:
+    """Return what a folder of ``moec prepare`` says of itself; nothing before version 0.3."""
+    if prepared is None or not (prepared / PREPARED).is_file():
+        return {}
+    about: dict[str, Any] = json.loads((prepared / PREPARED).read_text(encoding="utf-8"))
+    return about
+
+
+def _languages_of(prepared: Path | None, facts: ModelFacts) -> Languages | None:
+    """Return the languages of a model of ``moec prepare --targets`` or ``--sources``; None for others."""
+    about = _about(prepared)
+    names = about.get("source"), about.get("target")
+    if "many" not in about or facts.several or (facts.source or names[0], facts.target or names[1]) != names:
+        return None
+    return Languages(about["source"], about["target"], tuple(about["many"]))
+
+
 class DataOfModel:
     """Where the data of a model are, and between which languages it translates.
 
@@ -199,6 +240,7 @@ class DataOfModel:
         prepared: the folder of ``moec prepare``; None for binary data that others have made.
         source: language it translates from.
         target: language it translates to.
+        many: the languages of a model that ``moec prepare`` made data of many languages for; else None.
         chosen: the pair of languages, if that was a choice, else "".
         mark: word that fairseq puts into sources to name a language, or "".
 
@@ -209,34 +251,34 @@ class DataOfModel:
     def __init__(
         self, data: Path | None, facts: ModelFacts, source: str | None = None, target: str | None = None
     ) -> None:
-        place = first_folder(data) if data else facts.data
-        around = [folder for folder in (place, place.parent) if (folder / "spm.model").is_file()]
-        self.prepared = around[0] if around and (around[0] == place or place.name == "binary") else None
-        self.binary = self.prepared / "binary" if self.prepared else place
+        self.binary, self.prepared = _find_data(data, facts)
         if not self.binary.is_dir():
             raise ValueError(f"there is no folder {self.binary}; give --data, the data that the model was trained on")
-        if kind := self._about().get("kind"):
+        if kind := _about(self.prepared).get("kind"):
             raise ValueError(
                 f"{self.prepared} was prepared for language understanding ({kind}), but the model translates; give "
                 "--data of its training"
             )
+        self.many = _languages_of(self.prepared, facts)
         self.source, self.target = self._languages(facts, source, target)
         recorded = facts.source and facts.target
-        self.chosen = f"{self.source}-{self.target}" if facts.several or (source and not recorded) else ""
+        is_choice = facts.several or self.many or (source and not recorded)
+        self.chosen = f"{self.source}-{self.target}" if is_choice else ""
         self.mark = facts.several.source_mark(self.source, self.target) if facts.several else ""
         self._others = facts.several.dictionaries if facts.several else {}
         for side in ("source", "target"):
             self._check_dictionary(side, facts)
 
-    def _about(self) -> dict[str, Any]:
-        """Return what ``moec prepare`` has noted of the data."""
-        note = self.prepared and self.prepared / PREPARED
-        return dict(json.loads(note.read_text(encoding="utf-8"))) if note and note.is_file() else {}
-
     def _languages(self, facts: ModelFacts, source: str | None, target: str | None) -> tuple[str, str]:
         """Return the languages of the model; of those that were given where it leaves a choice."""
         if facts.several:
             return facts.several.pair(source, target)
+        if self.many:
+            directions = self.many.choose(source, target)
+            if len(directions) > 1:
+                option = "--target-lang" if self.many.target == MANY else "--source-lang"
+                raise ValueError(f"the model translates {self.many}; choose with {option}")
+            return directions[0]
         if facts.source and facts.target:
             if (source or facts.source, target or facts.target) != (facts.source, facts.target):
                 raise ValueError(
@@ -269,7 +311,8 @@ class DataOfModel:
 
     def dictionary(self, side: str) -> Path:
         """Return the dictionary of ``source`` or ``target``."""
-        language = self.source if side == "source" else self.target
+        names = self.many or self
+        language = names.source if side == "source" else names.target
         return self._others.get(side) or self.binary / f"dict.{language}.txt"
 
     def _check_dictionary(self, side: str, facts: ModelFacts) -> None:
@@ -285,6 +328,12 @@ class DataOfModel:
                 f"{own} is not the dictionary of the training, {trained}; other text is translated with --input and "
                 "--references"
             )
+
+    def text(self) -> Path:
+        """Return the folder that has the text of ``moec prepare`` in these languages."""
+        assert self.prepared is not None
+        text = self.prepared / "text"
+        return text / (self.target if self.many.target == MANY else self.source) if self.many else text
 
     def subword_model(self) -> Path:
         """Return the sentencepiece model.
@@ -303,8 +352,10 @@ class DataOfModel:
         """Segment and binarise plain text as that of the training was; see ``binarise_sentences``."""
         model = self.subword_model()
         dictionaries = [self.dictionary(side) for side in ("source", "target")]
-        if self._about().get("normalised", True):  # as all text was before version 0.3, which wrote no note
+        if _about(self.prepared).get("normalised", True):  # as all text was before version 0.3
             sentences = map(normalise, sentences)
+        if self.many:
+            sentences = (f"{tag(self.target)} {sentence}" for sentence in sentences)
         return binarise_sentences(sentences, model, dictionaries, self.source, self.target, out)
 
     def segmentation(self) -> str:

@@ -11,13 +11,24 @@ from moec_fairseq.__main__ import call
 from moec_fairseq.data.text import lines, normalise_space, raw_lines
 from moec_fairseq.evaluate.generate import Search, generate, read_hypotheses
 from moec_fairseq.evaluate.glue import evaluate_glue
-from moec_fairseq.evaluate.model import FINE_TUNED, DataOfModel, ModelFacts, check_translates, model_facts, select
+from moec_fairseq.evaluate.model import (
+    FINE_TUNED,
+    DataOfModel,
+    ModelFacts,
+    Selection,
+    check_translates,
+    data_of_directions,
+    model_facts,
+    select,
+)
 from moec_fairseq.evaluate.scores import (
     Metrics,
     Score,
     add_row,
     compare,
     comparison_table,
+    direction_table,
+    mean_scores,
     metrics,
     read_table,
     score,
@@ -72,8 +83,29 @@ def evaluate(**options: Any) -> None:
     """Do all steps that are not done yet, and show the scores: of translations, or of GLUE for fine-tuned models.
 
     Args:
-        options: those of ``moec evaluate``: which checkpoints (see ``select``), ``data``, ``out``, ``tokenized``, and
-            the attributes of ``Wanted``, ``Search`` and ``Report``.
+        options: those of ``moec evaluate``.
+
+    Raises:
+        ValueError: something is wrong with what was given.
+    """
+    selection = select(*(options[name] for name in ("checkpoints", "average", "best", "kind")))
+    if (task := selection.task()) == FINE_TUNED:
+        call(evaluate_glue, "evaluate", "a model that was fine-tuned for GLUE", options)
+    else:
+        check_translates(selection.paths[0], task)
+        evaluate_translations(selection, options)
+
+
+def evaluate_translations(selection: Selection, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Translate and score; a model of many languages in each direction that the options leave open.
+
+    Args:
+        selection: the checkpoints.
+        options: of ``moec evaluate``: ``data``, ``out``, ``tokenized``, attributes of ``Wanted``, ``Search`` and
+            ``Report``.
+
+    Returns:
+        what scores.json holds, for each direction; none without references.
 
     Raises:
         ValueError: something is wrong with what was given.
@@ -82,11 +114,6 @@ def evaluate(**options: Any) -> None:
     def group(kind: type[Group]) -> Group:
         return kind(**{field.name: options[field.name] for field in fields(kind) if field.name in options})
 
-    selection = select(*(options[name] for name in ("checkpoints", "average", "best", "kind")))
-    if (task := selection.task()) == FINE_TUNED:
-        call(evaluate_glue, "evaluate", "a model that was fine-tuned for GLUE", options)
-        return
-    check_translates(selection.paths[0], task)
     wanted, search, report = group(Wanted), group(Search), group(Report)
     tokenized, out = options["tokenized"], options["out"] or selection.folder / "evaluation" / selection.name
     if tokenized and wanted.test_set:
@@ -97,7 +124,9 @@ def evaluate(**options: Any) -> None:
     fingerprint = selection.fingerprint()
     model = selection.write(out)
     facts = model_facts(model)
-    place = DataOfModel(options["data"], facts, wanted.source_lang, wanted.target_lang)
+    place, *others = data_of_directions(options["data"], facts, wanted.source_lang, wanted.target_lang)
+    if others:
+        return _evaluate_each([place, *others], selection, options)
     kinds = metrics(place.target, tokenized)
     chosen = choose(place, wanted)
     if isinstance(chosen, TextSet):
@@ -113,7 +142,7 @@ def evaluate(**options: Any) -> None:
         keep_texts(known, folder)
         if not known.references:
             print(f"{folder}: {len(hypotheses)} translations in translations.txt; no scores without --references")
-            return
+            return []
 
         scores = score(hypotheses, known.references, kinds)
         scores |= tokenised_bleu(hypotheses, known.references, place.target, tokenized)
@@ -142,6 +171,41 @@ def evaluate(**options: Any) -> None:
             add_row(report.table, row | values | {"BLEU's signature": scores["BLEU"].signature})
             print(f"a row in {report.table} and {report.table.with_suffix('.md')}")
         print(f"{folder}: translations.txt, source.txt, references*.txt, scores.json, generate.log")
+    return [result]
+
+
+def _evaluate_each(
+    places: Sequence[DataOfModel], selection: Selection, options: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Evaluate a model of many languages in each direction, and show all scores and their means.
+
+    Raises:
+        ValueError: something was given that is for a single direction.
+    """
+    if options["text"] or options["test_set"] or options["against"]:
+        raise ValueError(
+            f"--input, --test-set and --against are for one direction, but the model translates {places[0].many}; "
+            "choose with --source-lang and --target-lang"
+        )
+    results = []
+    for place in places:
+        print(f"\n{place.chosen}", flush=True)
+        one = {**options, "source_lang": place.source, "target_lang": place.target}
+        results += evaluate_translations(selection, one)
+    directions = [place.chosen for place in places]
+    scores = {
+        chosen: {key: Score(**value) for key, value in result["scores"].items()}
+        for chosen, result in zip(directions, results, strict=True)
+    }
+    means = mean_scores(list(scores.values()))
+    print(f"\n{direction_table(scores, means)}")
+    if table := options["table"]:
+        name, _, _ = results[0]["set"].rpartition(" ")
+        row = {key: results[0][key] for key in ("system", "model", "version")} | {
+            "set": f"{name} mean of {', '.join(directions)}"
+        }
+        add_row(table, row | {key: f"{value:.2f}" for key, value in means.items()})
+    return results
 
 
 @dataclass(frozen=True)

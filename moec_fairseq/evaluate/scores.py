@@ -175,6 +175,25 @@ def score_table(scores: Mapping[str, Score]) -> str:
     return tabulate(rows, headers=["metric", "score", "signature"], tablefmt="simple", disable_numparse=True)
 
 
+def mean_scores(scores: Sequence[Mapping[str, Score]]) -> dict[str, float]:
+    """Return the mean of each metric that all have."""
+    names = [name for name in scores[0] if all(name in others for others in scores)]
+    return {name: round(sum(one[name].value for one in scores) / len(scores), 2) for name in names}
+
+
+def direction_table(scores: Mapping[str, Mapping[str, Score]], means: Mapping[str, float]) -> str:
+    """Return the scores of each direction and their means, and below them the signatures."""
+    rows = [[direction, *(f"{of[name].value:.2f}" for name in means)] for direction, of in scores.items()]
+    rows.append(["mean", *(f"{mean:.2f}" for mean in means.values())])
+    directions: dict[tuple[str, str], list[str]] = {}  # by metric and signature
+    for direction, of in scores.items():
+        for name in means:
+            directions.setdefault((name, of[name].signature), []).append(direction)
+    signatures = [f"{name} of {', '.join(of)}: {signature}" for (name, signature), of in directions.items()]
+    table = tabulate(rows, headers=["direction", *means], tablefmt="simple", disable_numparse=True)
+    return "\n".join([table, "", *signatures])
+
+
 def comparison_table(comparisons: Mapping[str, Comparison], ours: str, other: str) -> str:
     """Return the scores of two systems, with confidence intervals and p of the difference."""
     rows = [

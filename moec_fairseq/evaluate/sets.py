@@ -206,7 +206,7 @@ def choose(data: DataOfModel, wanted: Wanted) -> EvaluationSet:
             raise ValueError(
                 f"--references and --remove-bpe are for binary data of others; {data.prepared} has its own"
             )
-        return from_prepared(data.prepared, part, data.source, data.target)
+        return from_prepared(data.text(), f"{data.name}/{part}", part, data.source, data.target)
     segmentation = wanted.segmentation or data.segmentation()
     return BinarySet(f"{data.name}/{part}", data.binary, part, segmentation, wanted.references, data.mark)
 
@@ -270,14 +270,14 @@ def from_files(source: Path, references: list[Path], languages: tuple[str, str])
     return TextSet(str(source), texts[0], texts[1:])
 
 
-def from_prepared(folder: Path, subset: str, source: str, target: str) -> TextSet:
+def from_prepared(text: Path, name: str, subset: str, source: str, target: str) -> TextSet:
     """Return a part of what ``moec prepare`` made: test as it was published, where that differs.
 
     Raises:
         ValueError: there is no such part, or not in this direction.
     """
-    names = (PUBLISHED_TEST, subset) if subset == "test" else (subset,)
-    sides = [parallel_paths(folder / "text", name, source, target) for name in names]
+    parts = (PUBLISHED_TEST, subset) if subset == "test" else (subset,)
+    sides = [parallel_paths(text, part, source, target) for part in parts]
     source_file, target_file = next((pair for pair in sides if pair[0].is_file()), sides[-1])
     for path in (source_file, target_file):
         if not path.is_file():
@@ -286,4 +286,4 @@ def from_prepared(folder: Path, subset: str, source: str, target: str) -> TextSe
                 "--subset train, valid or test"
             )
     found = from_files(source_file, [target_file], (source, target))
-    return TextSet(f"{folder.resolve().name}/{subset}", found.source, found.references)
+    return TextSet(name, found.source, found.references)

@@ -136,7 +136,7 @@ def wheels(tmp_path: Path) -> Path:
 
 
 def build(wheels: Path, target: str, out: Path) -> None:
-    write_messages(find_wheels(wheels, read_pins(wheels / "wheels.txt", "full")), "en", target, out)
+    write_messages(find_wheels(wheels, read_pins(wheels / "wheels.txt", "full")), "en", {target: out})
 
 
 def test_build_counts_and_repeats_itself(wheels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

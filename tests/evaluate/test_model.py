@@ -1,9 +1,10 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from moec_fairseq.evaluate.model import DataOfModel, ModelFacts, select
+from moec_fairseq.evaluate.model import DataOfModel, ModelFacts, data_of_directions, select
 from moec_fairseq.evaluate.multilingual import TASK, multilingual
 
 
@@ -103,6 +104,38 @@ def test_text_is_normalised_as_that_of_the_training(binary, tmp_path, monkeypatc
     if about:
         (binary.parent / "prepared.json").write_text(f'{{"normalised": {about}}}')
     assert DataOfModel(binary, facts("gone", "en", "de")).binarise(["a–b"], tmp_path) == [expected]
+
+
+@pytest.fixture
+def many(tmp_path):
+    """Return binary data of English into German and French, around which is the folder of moec prepare."""
+    folder = make(tmp_path / "many" / "binary", languages=("en", "mul")).parent
+    (folder / "spm.model").touch()
+    about = {"source": "en", "target": "mul", "normalised": False, "many": ["de", "fr"]}
+    (folder / "prepared.json").write_text(json.dumps(about))
+    return folder
+
+
+@pytest.mark.parametrize("recorded", [("en", "mul"), (None, None)])
+def test_many_languages(many, tmp_path, monkeypatch, recorded):
+    found = data_of_directions(many, facts("gone", *recorded), None, None)
+    assert [(place.source, place.target, place.chosen) for place in found] == [
+        ("en", "de", "en-de"),
+        ("en", "fr", "en-fr"),
+    ]
+    (french,) = data_of_directions(many / "binary", facts("gone", *recorded), None, "fr")
+    assert french.text() == many / "text" / "fr" and french.dictionary("target") == many / "binary" / "dict.mul.txt"
+    monkeypatch.setattr("moec_fairseq.evaluate.model.binarise_sentences", lambda sentences, *_: list(sentences))
+    assert french.binarise(["a–b"], tmp_path) == ["<2fr> a–b"]
+    with pytest.raises(ValueError, match=r"^the model translates en to de, fr; choose with --target-lang$"):
+        DataOfModel(many, facts("gone", *recorded))
+    with pytest.raises(ValueError, match=r"^the model translates en to de, fr, but not en to es$"):
+        DataOfModel(many, facts("gone", *recorded), None, "es")
+
+
+def test_data_of_many_languages_for_a_model_of_one_pair(many):
+    with pytest.raises(ValueError, match=r"translates en to de, but there is no .*dict\.de\.txt"):
+        data_of_directions(many, facts("gone", "en", "de"), None, None)
 
 
 @pytest.fixture

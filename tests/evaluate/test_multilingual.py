@@ -1,15 +1,22 @@
-"""Models of several pairs of languages: chosen, told apart, and translated as they were trained."""
+"""Models of several pairs of languages: chosen, told apart, and translated as they were trained.
 
+By fairseq's task for them, and by tags in the data of ``moec prepare --targets``.
+"""
+
+import csv
 import json
 import random
 import sys
 from argparse import ArgumentParser
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
+from importlib import import_module
 
 import pytest
 from fairseq.tasks import TASK_REGISTRY
 from fairseq_cli import preprocess
 
-from moec_fairseq.__main__ import main
+from moec_fairseq.__main__ import main, run
 from moec_fairseq.evaluate.generate import Binarised, Search, generate
 from moec_fairseq.evaluate.model import model_facts
 from moec_fairseq.evaluate.multilingual import TASK, multilingual
@@ -151,3 +158,86 @@ def test_text_without_translations(two_pairs, tmp_path):
     data, log = Binarised(tmp_path, "test", "subword_nmt"), tmp_path / "log"
     assert generate(model, facts, data, "en", "pt", Search(cpu=True), log, sys.stdout) == 20
     assert (tmp_path / "log").read_text().count(f"\t{SENTENCES['pt']}\n") == 2 * 20  # H, and without subwords D
+
+
+def in_this_process(name, *arguments, log, read=None):
+    """Do what ``run_fairseq`` does, without the time that a process takes to start."""
+    words = [f"fairseq-{name}", *map(str, arguments)]
+    with pytest.MonkeyPatch.context() as patch, log.open("w") as file, redirect_stdout(file):
+        patch.setattr(sys, "argv", words)
+        import_module(f"fairseq_cli.{name}").cli_main()
+
+
+@pytest.fixture(scope="module")
+def tagged(once):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("moec_fairseq.data.subwords.run_fairseq", in_this_process)
+        patch.setattr("moec_fairseq.data.pipeline.start_workers", ThreadPoolExecutor)
+        return once("tagged", train_tagged)
+
+
+def train_tagged(folder):
+    """Prepare English into French and Portuguese, and train fairseq's task for one pair of languages."""
+    letters = random.Random(3)
+    english = list(dict.fromkeys(" ".join(letters.choices(LETTERS, k=5)) for _ in range(430)))
+    texts = {"valid": english[:5], "test": english[5:20], "train": english[20:]}
+    for part, sources in texts.items():
+        for language, sentence in {"en": None, **SENTENCES}.items():
+            lines = [sentence or source for source in sources]
+            if (part, language) == ("train", "fr"):
+                lines[::3] = [""] * len(lines[::3])  # which have no translation
+            (folder / f"{part}.{language}").write_text("".join(f"{line}\n" for line in lines))
+    prefixes = [word for part in texts for word in (f"--{part}-prefix", folder / part)]
+    run([
+        "prepare", *prefixes, "--targets", "fr,pt", "--sampling-temperature", 1e9, "--vocab-size", 60,
+        "--workers", 1, "--out", folder / "data",
+    ])  # fmt: skip
+    in_this_process(
+        "train", folder / "data" / "binary", *TINY, *CRITERION, *ADAM, *SCHEDULE, "--save-dir", folder / "saved",
+        "--warmup-updates", 10, "--max-update", 80, "--valid-subset", "valid,valid-fr", "--no-epoch-checkpoints",
+        "--validate-interval", 100, log=folder / "log",
+    )  # fmt: skip
+
+
+def test_tags_decide_the_language(tagged, monkeypatch, capsys):
+    def moec(*words):
+        monkeypatch.setattr(sys, "argv", ["moec", *words, "--cpu"])
+        return main(), capsys.readouterr()
+
+    monkeypatch.chdir(tagged)
+    monkeypatch.setattr("moec_fairseq.evaluate.generate.run_fairseq", in_this_process)
+    kept = {language: sum(map(bool, (tagged / f"train.{language}").read_text().split("\n"))) for language in SENTENCES}
+    sources = (tagged / "data/text/train.en").read_text()
+    assert kept["fr"] < kept["pt"] == sources.count("<2pt> ") == sources.count("<2fr> ")  # so warm is the sampling
+    row = next(row for row in (tagged / "data/cleaning.md").read_text().splitlines() if "fr: repeated" in row)
+    assert row.split("|")[2].strip() == str(kept["pt"] - kept["fr"])
+
+    evaluate = ["evaluate", "--checkpoints", "saved/checkpoint_last.pt", "--table", "t.csv", "--beam", "2"]
+    code, said = moec(*evaluate)
+    assert code == 0, said.err
+    for language, sentence in SENTENCES.items():
+        folder = tagged / f"saved/evaluation/checkpoint_last/test-en-{language}-beam2"
+        assert (folder / "source.txt").read_text() == (tagged / "test.en").read_text()
+        assert (folder / "references.txt").read_text() == (tagged / f"test.{language}").read_text()
+        assert set((folder / "translations.txt").read_text().splitlines()) == {sentence}
+    with (tagged / "t.csv").open() as file:
+        rows = {row["set"]: (row["BLEU"], row["chrF"]) for row in csv.DictReader(file)}
+    perfect = ("100.00", "100.00")
+    assert rows == {"data/test en-fr": perfect, "data/test en-pt": perfect, "data/test mean of en-fr, en-pt": perfect}
+    *_, table = said.out.partition("direction")
+    assert [line.split()[0] for line in table.splitlines()[2:5]] == ["en-fr", "en-pt", "mean"]
+    assert "BLEU of en-fr, en-pt: nrefs:1|" in table and "chrF of en-fr, en-pt: nrefs:1|" in table
+
+    translate = ["translate", "saved", "--input", "test.en", "--output", "new.pt", "--beam", "2"]
+    code, said = moec(*translate, "--to", "pt")
+    assert code == 0 and (tagged / "new.pt").read_text() == (tagged / "test.pt").read_text()
+    stock = ("data/binary", *TINY[:3], "--path", "saved/checkpoint_last.pt", "--gen-subset", "test-fr", "--beam", 2)
+    in_this_process("generate", *stock, "--remove-bpe", "sentencepiece", log=tagged / "stock.log")
+    assert (tagged / "stock.log").read_text().count(f"\t{SENTENCES['fr']}\n") == 3 * 15  # T, H, and without subwords D
+    for words, sentence in (
+        (translate, "the model translates en to fr, pt; choose with --target-lang"),
+        ([*translate, "--to", "de"], "the model translates en to fr, pt, but not en to de"),
+        ([*evaluate, "--against", "test.pt"], "are for one direction, but the model translates en to fr, pt; choose"),
+    ):
+        code, said = moec(*words)
+        assert code == 1 and sentence in said.err.splitlines()[-1]

@@ -9,6 +9,8 @@ from moec_fairseq.evaluate.scores import (
     Score,
     add_row,
     compare,
+    direction_table,
+    mean_scores,
     metrics,
     read_table,
     score,
@@ -184,3 +186,19 @@ def test_scores_are_shown_with_signatures():
 def test_samples(capsys):
     show_samples({"source": ["one", "two"], "reference": ["eins", "zwei"], "translation": ["eins", "drei"]}, 5)
     assert "sentence 2\n  source      two\n  reference   zwei\n  translation drei\n" in capsys.readouterr().out
+
+
+def test_a_table_of_directions():
+    found = {
+        f"en-{target}": score(["a b c d e"], [["a b c d e" if target == "de" else "x"]], metrics(target, False))
+        for target in ("de", "zh")
+    }
+    means = mean_scores(list(found.values()))
+    table = direction_table(found, means).splitlines()
+    assert means["BLEU"] == pytest.approx((100 + found["en-zh"]["BLEU"].value) / 2, abs=0.01)
+    assert [line.split()[:2] for line in table[2:5]] == [
+        ["en-de", "100.00"], ["en-zh", f"{found['en-zh']['BLEU'].value:.2f}"], ["mean", f"{means['BLEU']:.2f}"],
+    ]  # fmt: skip
+    assert any(line.startswith("BLEU of en-de: ") and "|tok:13a|" in line for line in table)
+    assert any(line.startswith("BLEU of en-zh: ") and "|tok:zh|" in line for line in table)
+    assert sum(line.startswith("chrF of en-de, en-zh: ") for line in table) == 1

@@ -105,11 +105,11 @@ def test_the_test_text_is_that_which_was_published(tmp_path):
     for name in ("test", "test-as-published", "valid"):
         for language in ("en", "de"):
             (tmp_path / "text" / f"{name}.{language}").write_text(f"{name} {language}\n")
-    found = from_prepared(tmp_path, "test", "en", "de")
+    found = from_prepared(tmp_path / "text", "mine/test", "test", "en", "de")
     assert (found.source, found.references) == (["test-as-published en"], [["test-as-published de"]])
-    assert from_prepared(tmp_path, "valid", "en", "de").references == [["valid de"]]
+    assert from_prepared(tmp_path / "text", "x", "valid", "en", "de").references == [["valid de"]]
     with pytest.raises(ValueError, match="there is no .*test-as-published.fr; the model translates de to fr"):
-        from_prepared(tmp_path, "test", "de", "fr")
+        from_prepared(tmp_path / "text", "x", "test", "de", "fr")
 
 
 def test_lengths():
