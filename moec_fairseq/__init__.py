@@ -6,9 +6,9 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="fairscale")  #
 
 from moec_fairseq.util.deferred import deferred
 
-# fairseq-fixed wants them for two tasks, and they take a quarter of the time in which a command starts
+# needed for scores of GLUE only, and they take a quarter of the time in which a command starts
 with deferred("sklearn", "sklearn.metrics", "scipy.stats"):
     from moec_fairseq import compat as compat
-from moec_fairseq import criterions as criterions
+    from moec_fairseq import criterions as criterions
 from moec_fairseq import models as models
 from moec_fairseq import optim as optim

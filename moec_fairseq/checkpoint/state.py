@@ -256,8 +256,22 @@ def group(state: State, name: str) -> dict[str, Any]:
 
 
 def common_settings(state: State) -> dict[str, dict[str, Any]]:
-    """Return the groups of settings that all ranks have in common; none where they are in one group with all others."""
-    return {name: group(state, name) for name in OF_THE_TRAINING} if isinstance(state.get("cfg"), dict) else {}
+    """Return the groups of settings that all ranks have in common; none where they are in one group with all others.
+
+    A part of fairseq that declares no options, such as ``--optimizer sgd``, is saved with those of all groups.
+    """
+    cfg = state.get("cfg")
+    if not isinstance(cfg, dict):
+        return {}
+    declared = {name for values in cfg.values() if isinstance(values, Mapping) for name in values}
+    return {
+        name: {
+            setting: value
+            for setting, value in group(state, name).items()
+            if setting not in declared or not isinstance(cfg[name], Namespace)
+        }
+        for name in OF_THE_TRAINING
+    }
 
 
 def differing(

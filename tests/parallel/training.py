@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from fairseq.data.iterators import ShardedIterator
 
-from moec_fairseq.criterions.moec_label_smoothed_cross_entropy import SUMS
+from moec_fairseq.criterions.router_losses import SUMS
 from moec_fairseq.moe.routing_metrics import averages, by_name
 from tests.batches import Pair, collate, random_pairs
 
