@@ -61,7 +61,8 @@ def test_a_pruned_model_takes_the_parameters_of_the_whole_one(text):
     pruned.model.load_state_dict(whole.model.state_dict())
     (layer,) = pruned.model.encoder.sentence_encoder.layers
     kept = whole.model.encoder.sentence_encoder.layers[1]
-    assert all(torch.equal(a, b) for a, b in zip(layer.parameters(), kept.parameters(), strict=True))
+    trained = ((a, b) for a, b in zip(layer.parameters(), kept.parameters(), strict=True) if a.requires_grad)
+    assert all(torch.equal(a, b) for a, b in trained)  # fairseq 0.12.2 has copies of some
     assert [moe.layer_index for moe in pruned.model.moe_layers] == [1]
 
 
