@@ -86,8 +86,8 @@ def load_together(cfg: Any, trainer: Any, **kwargs: Any) -> Any:
 
     Reason: fairseq loads what each rank finds (see ``save_whole``), and starts over where it finds nothing: without a
     word also when the number of processes, and with it the names of the files, has changed, or when the file of
-    ``--restore-file`` does not exist. It loads the file of ``--finetune-from-model`` on every rank, whosever experts it
-    holds. For what it forgets, see ``MoECTrainer.resume``.
+    ``--restore-file`` does not exist. It loads the file of ``--finetune-from-model`` or ``--continue-once`` on every
+    rank, whosever experts it holds. For what it forgets, see ``MoECTrainer.resume``.
     """
     forget_other_trainings(trainer)
     trainer.run = of_all_ranks(trainer.run)[0]
@@ -101,7 +101,8 @@ def load_together(cfg: Any, trainer: Any, **kwargs: Any) -> Any:
             finish_renaming(folder, suffix)
         if trainer.is_moec:
             check_ranks(last, world_size)
-        named = None if last.is_file() else cfg.finetune_from_model
+        # fairseq 0.12.2 has no --continue-once
+        named = None if last.is_file() else getattr(cfg, "continue_once", None) or cfg.finetune_from_model
     if named is None or not trainer.is_moec:
         extra_state, batches = _load_checkpoint(cfg, trainer, **kwargs)
     else:
@@ -109,7 +110,8 @@ def load_together(cfg: Any, trainer: Any, **kwargs: Any) -> Any:
         cfg = deepcopy(cfg)
         if cfg.finetune_from_model is not None:
             cfg.finetune_from_model = str(next(iter(files.ranks.values())))  # fairseq checks that it exists
-        with own_experts(trainer, files, optimizer=named == cfg.restore_file and not cfg.reset_optimizer):
+        begins_anew = named == cfg.finetune_from_model or cfg.reset_optimizer
+        with own_experts(trainer, files, optimizer=not begins_anew):
             extra_state, batches = _load_checkpoint(cfg, trainer, **kwargs)
     resets = (cfg.reset_optimizer, cfg.reset_lr_scheduler, cfg.reset_dataloader, cfg.reset_meters)
     if trainer.get_num_updates() > 0 and not any(resets):

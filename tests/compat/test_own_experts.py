@@ -34,12 +34,13 @@ def begin_on_two_ranks(rank, world_size, data, out, names):
     """Return the parameters with which trainings begin, by how the checkpoint is named."""
     found = {}
     for number, (option, name) in enumerate(names):
-        flags = (*IDLE, option, name, *(RESETS if option == "--restore-file" else ()))
+        flags = (*IDLE, option, name, *(() if option == "--finetune-from-model" else RESETS))
         run = vars_of_training(rank, world_size, data, out / str(number), [1], *flags)
         found[option, name] = run["parameters"]
     return found
 
 
+STARTS = ("--finetune-from-model", "--restore-file", "--continue-once")
 NAMES = ["2/checkpoint_last.pt", "2/checkpoint_last-rank-0.pt", "2/checkpoint_last-rank-1.pt", "merged.pt",
          "1/checkpoint_last.pt", "4/checkpoint_last.pt", "4/checkpoint_last-rank-3.pt"]  # fmt: skip
 
@@ -57,7 +58,7 @@ def check_same(found, expected):
 
 def test_each_rank_takes_its_own_experts(source, tmp_path):
     data, folder, seen = source
-    names = [(option, str(folder / name)) for option in ("--finetune-from-model", "--restore-file") for name in NAMES]
+    names = [(option, str(folder / name)) for option in STARTS for name in NAMES]
     for rank, found in enumerate(on_ranks(2, begin_on_two_ranks, data, tmp_path, names)):
         assert list(found) == names
         for parameters in found.values():
@@ -79,8 +80,9 @@ def test_a_training_goes_on_from_the_files_of_other_ranks(source, tmp_path):
     assert rest.sentences == whole.sentences[4:]
     check_same(rest.parameters, whole.parameters)
     reshard(folder / "2" / "checkpoint_last.pt", 1, str(tmp_path / "again.pt"))
-    for name in (folder / "2" / "checkpoint_last.pt", tmp_path / "again.pt"):
-        again = train(data, tmp_path / f"{name.parent.name}", *FLAGS, "--restore-file", name, max_update=6)
+    ways = {"--restore-file": folder / "2" / "checkpoint_last.pt", "--continue-once": tmp_path / "again.pt"}
+    for option, name in ways.items():
+        again = train(data, tmp_path / f"{name.parent.name}", *FLAGS, option, name, max_update=6)
         check_same(again.parameters, whole.parameters)
 
 
@@ -102,7 +104,7 @@ def test_a_fine_tuning_that_is_started_again_goes_on(source, tmp_path):
     check_same(rest.parameters, whole.parameters)
 
 
-@pytest.mark.parametrize("option", ["--finetune-from-model", "--restore-file"])
+@pytest.mark.parametrize("option", STARTS)
 def test_a_checkpoint_that_is_not_there_or_of_other_experts(source, tmp_path, option):
     data, folder, _ = source
     with pytest.raises(ValueError, match=r"there is neither .*/none.pt nor .*/none-rank-0.pt"):
@@ -199,7 +201,7 @@ def test_trainings_begin_with_files_that_belong_together_as_the_tools_do(source,
                 assert words in sentence and "\n" not in sentence, (mix.__name__, beginnings)
 
 
-@pytest.mark.parametrize("option", ["--finetune-from-model", "--restore-file", None])
+@pytest.mark.parametrize("option", [*STARTS, None])
 def test_one_process_finds_a_flipped_bit(source, tmp_path, option):
     data, folder, _ = source
     last = tmp_path / "checkpoint_last.pt"
