@@ -1,6 +1,5 @@
 """Fine-tuned checkpoints to predictions as GLUE's site takes them, and their scores."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -14,7 +13,7 @@ from moec_fairseq.data.examples import read_examples
 from moec_fairseq.data.glue import GlueTask, find_task
 from moec_fairseq.data.pipeline import PREPARED
 from moec_fairseq.data.text import raw_lines
-from moec_fairseq.evaluate.model import first_folder, num_embeddings, select, signature_of
+from moec_fairseq.evaluate.model import about_data, first_folder, num_embeddings, select, signature_of
 from moec_fairseq.evaluate.predict import Predictor
 from moec_fairseq.evaluate.scores import Score, add_row, read_table, score_table
 from moec_fairseq.util.files import alone_with, whole_texts, write_json
@@ -102,7 +101,7 @@ class DataOfTask:
     def __init__(self, data: Path | None, model: FineTuned) -> None:
         place = data or model.data
         around = [folder for folder in (place, place.parent) if (folder / PREPARED).is_file()]
-        about = json.loads((around[0] / PREPARED).read_text(encoding="utf-8")) if around else {}
+        about = about_data(around[0]) if around else {}
         if about.get("kind") != "glue":
             raise ValueError(
                 f"{place} is not a task of GLUE that moec prepare has written; give --data, what moec prepare "

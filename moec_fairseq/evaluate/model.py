@@ -14,7 +14,7 @@ from moec_fairseq.checkpoint.tools import average as write_average
 from moec_fairseq.data.cleaning import normalise
 from moec_fairseq.data.languages import language_pairs
 from moec_fairseq.data.multilingual import MANY, Languages, tag
-from moec_fairseq.data.pipeline import PREPARED
+from moec_fairseq.data.pipeline import PREPARED, SENTENCEPIECE
 from moec_fairseq.data.subwords import WORD_MARK, binarise_sentences
 from moec_fairseq.evaluate.multilingual import Multilingual, multilingual
 from moec_fairseq.util.files import alone_with
@@ -204,12 +204,12 @@ def data_of_directions(
 def _find_data(data: Path | None, facts: ModelFacts) -> tuple[Path, Path | None]:
     """Return binary data, and the folder of ``moec prepare`` around it, if there is one."""
     place = first_folder(data) if data else facts.data
-    around = [folder for folder in (place, place.parent) if (folder / "spm.model").is_file()]
+    around = [folder for folder in (place, place.parent) if (folder / SENTENCEPIECE).is_file()]
     prepared = around[0] if around and (around[0] == place or place.name == "binary") else None
     return (prepared / "binary" if prepared else place), prepared
 
 
-def _about(prepared: Path | None) -> dict[str, Any]:
+def about_data(prepared: Path | None) -> dict[str, Any]:
     """Return what a folder of ``moec prepare`` says of itself; nothing before version 0.3."""
     if prepared is None or not (prepared / PREPARED).is_file():
         return {}
@@ -219,7 +219,7 @@ def _about(prepared: Path | None) -> dict[str, Any]:
 
 def _languages_of(prepared: Path | None, facts: ModelFacts) -> Languages | None:
     """Return the languages of a model of ``moec prepare --targets`` or ``--sources``; None for others."""
-    about = _about(prepared)
+    about = about_data(prepared)
     names = about.get("source"), about.get("target")
     if "many" not in about or facts.several or (facts.source or names[0], facts.target or names[1]) != names:
         return None
@@ -254,7 +254,7 @@ class DataOfModel:
         self.binary, self.prepared = _find_data(data, facts)
         if not self.binary.is_dir():
             raise ValueError(f"there is no folder {self.binary}; give --data, the data that the model was trained on")
-        if kind := _about(self.prepared).get("kind"):
+        if kind := about_data(self.prepared).get("kind"):
             raise ValueError(
                 f"{self.prepared} was prepared for language understanding ({kind}), but the model translates; give "
                 "--data of its training"
@@ -346,13 +346,13 @@ class DataOfModel:
                 "text can only be translated with the spm.model of moec prepare, which is not beside "
                 f"{self.binary}; give --data of moec prepare, or leave out --test-set and --input"
             )
-        return self.prepared / "spm.model"
+        return self.prepared / SENTENCEPIECE
 
     def binarise(self, sentences: Iterable[str], out: Path) -> Path:
         """Segment and binarise plain text as that of the training was; see ``binarise_sentences``."""
         model = self.subword_model()
         dictionaries = [self.dictionary(side) for side in ("source", "target")]
-        if _about(self.prepared).get("normalised", True):  # as all text was before version 0.3
+        if about_data(self.prepared).get("normalised", True):  # as all text was before version 0.3
             sentences = map(normalise, sentences)
         if self.many:
             sentences = (f"{tag(self.target)} {sentence}" for sentence in sentences)

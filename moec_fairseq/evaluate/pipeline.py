@@ -258,7 +258,7 @@ def translated(
         _write({translations: [normalise_space(best.text) for best, *_ in read_hypotheses(raw_lines(log), count)]})
         return project_version()
 
-    subword_model = [data.prepared / "spm.model"] if data.prepared else []
+    subword_model = [data.subword_model()] if data.prepared else []
     version: str = Stages(folder).do(
         "translations",
         [fingerprint, str(data.binary.resolve()), wanted.checksum(), asdict(search)],

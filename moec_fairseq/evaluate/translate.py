@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 
 from moec_fairseq.checkpoint.names import find_files
 from moec_fairseq.checkpoint.tools import merge
+from moec_fairseq.data.pipeline import SENTENCEPIECE
 from moec_fairseq.data.text import normalise_space, raw_lines
 from moec_fairseq.evaluate.generate import Binarised, Hypothesis, Search, generate, read_hypotheses
 from moec_fairseq.evaluate.model import DataOfModel, model_facts
@@ -109,7 +110,7 @@ def _translated(
         merge(checkpoint, whole, optimizer=False)
     facts = model_facts(whole)
     if data is None and not facts.data.is_dir():  # moved, or the training was started in another folder
-        data = next((folder for folder in checkpoint.resolve().parents[:2] if (folder / "spm.model").is_file()), None)
+        data = next((folder for folder in checkpoint.resolve().parents[:2] if (folder / SENTENCEPIECE).is_file()), None)
     place = DataOfModel(data, facts, *languages)
     binary = Binarised(place.binarise(sentences, scratch / "input"), "test", "sentencepiece")
     log = scratch / "generate.log"
