@@ -238,7 +238,7 @@ def _glue(add: Add) -> None:
 
 
 def _checkpoint(add_command: Callable[..., Add]) -> None:
-    """Merges, reshards, averages and describes checkpoints whose experts are spread over ranks.
+    """Merges, reshards, averages and describes checkpoints of any number of ranks; adds experts and takes them away.
 
     Training on several processes writes a checkpoint as NAME-rank-0.pt, NAME-rank-1.pt, ..., each with its own experts.
     Wherever CHECKPOINT is asked for, NAME.pt, NAME or one of these files is right.
@@ -271,6 +271,37 @@ def _checkpoint(add_command: Callable[..., Add]) -> None:
     )
     add("--merge", action="store_true", help="write one file; default: as many as the last checkpoint")
     add("--out", type=Path, required=True, metavar="NAME.pt")
+
+    add = add_command("upcycle", "moec_fairseq.checkpoint.upcycle:upcycle", "a trained dense model gets experts")
+    add(
+        "dense",
+        type=Path,
+        metavar="DENSE",
+        help="a Transformer or RoBERTa of fairseq, or of ours without experts or dense",
+    )
+    add("--experts", type=int, required=True, metavar="N", help="in each MoE block")
+    add("--clusters", type=int, required=True, metavar="C", help="that the experts of a block form")
+    add("--out", type=Path, required=True, metavar="NAME.pt")
+    add(
+        "--layout", choices=("replaced", "inserted"),
+        help="experts are copies of the feed-forward blocks that they replace (default), or new and the identity",
+    )  # fmt: skip
+    for stack in ("encoder", "decoder"):
+        add(
+            f"--{stack}-moe-layers",
+            metavar="LIST",
+            help="numbers from 1, with commas, or none (default: the middle layer)",
+        )
+    add("--sublayers", type=int, metavar="N", help="blocks in an expert (default: 1; inserted: as in the model, or 3)")
+    add(
+        "--noise", type=float, default=0.0, metavar="X",
+        help="of copies, relative to the size of parameters, such as 0.01: clusters differ by it, the experts of a "
+        "cluster by a tenth (default: 0, all are equal)",
+    )  # fmt: skip
+    add(
+        "--optimizer", action=argparse.BooleanOptionalAction, default=False,
+        help="copy the optimizer's state, for --restore-file (default: the optimizer starts anew)",
+    )  # fmt: skip
 
     add_one("info", "ranks, experts, sizes; fails when files are missing or corrupt", optimizer=False)
 
