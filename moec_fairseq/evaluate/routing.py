@@ -167,7 +167,5 @@ def _binary(checkpoint: Path, data: Path | None) -> str:
     first, *others = given.split(os.pathsep)
     folder = Path(first, "binary") if Path(first, "binary").is_dir() else Path(first)
     if not folder.is_dir():
-        raise ValueError(
-            f"there is no folder {first_folder(Path(given))}; give --data, data like those of the training"
-        )
+        raise ValueError(f"there is no folder {first}; give --data, data like those of the training")
     return os.pathsep.join([str(folder), *others])

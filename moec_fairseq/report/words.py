@@ -159,7 +159,7 @@ class TokenClasses:
 
     def codes(self, ids: Sequence[int], language: str = "") -> Codes:
         """Return the class of each token of a sentence by each of the ``features``, (T, F)."""
-        rows = []
+        rows = list[tuple[int, ...]]()
         code = self.languages.index(language)
         for word in self.subwords.words(ids):
             kind, band, column = self._of_word(word, language)

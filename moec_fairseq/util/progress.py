@@ -128,3 +128,17 @@ def follow(lines: Iterable[str], kind: str, total: int, log: TextIO, screen: Tex
             log.write(line)
             log.flush()
             show(line.rstrip("\n"), bar)
+
+
+def history(lines: Iterable[str]) -> tuple[dict[int, dict[str, float]], dict[int, dict[str, float]]]:
+    """Return what a log in JSON says of training and of validation, by update; of what was repeated, the last time."""
+    found: dict[str, dict[int, dict[str, float]]] = {"train_inner": {}, "valid": {}}
+    for line in lines:
+        if resumed := RESUMED.search(line):
+            for part in found.values():
+                for update in [update for update in part if update > int(resumed[1])]:
+                    del part[update]
+        elif logged := STATISTICS.search(line):
+            values = {key: float(value) for key, value in json.loads(logged[2]).items() if value is not None}
+            found[logged[1]][int(values["valid_num_updates" if logged[1] == "valid" else "num_updates"])] = values
+    return found["train_inner"], found["valid"]
