@@ -10,6 +10,7 @@ import inspect
 import logging
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -211,7 +212,7 @@ def _report(add: Add) -> None:
     add("--against", type=Path, metavar="OTHER", help="a second model, or another moment of the same, side by side")
     add(
         "--log", type=Path, nargs="+", default=[], metavar="FILE",
-        help="rank-0.log of the training, and of that of OTHER, in JSON (default: those beside the checkpoints)",
+        help="rank-0.log of the training, and of that of OTHER (default: those beside the checkpoints)",
     )  # fmt: skip
     _data_and_languages(add)
     add(
@@ -437,6 +438,8 @@ def main() -> int:
     """Run a command; a mistake in what the user gave becomes one line on stderr and exit status 1."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     logging.disable(logging.INFO)  # what libraries say in this process; commands of fairseq run in others
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
     try:
         run(sys.argv[1:])
     except (ValueError, RuntimeError, OSError) as error:

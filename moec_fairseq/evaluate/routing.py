@@ -78,20 +78,25 @@ class ModelOnData:
             title: stands before the progress.
 
         Raises:
-            ValueError: there is no such part.
+            ValueError: there is no such part, or a sentence does not fit into a batch.
         """
         try:
             self.task.load_dataset(subset, combine=False, epoch=1)
         except FileNotFoundError as error:
             raise ValueError(f"{error.args[0]}; give --subset or --data that has it") from error
         data = self.task.dataset(subset)
-        iterator = self.task.get_batch_iterator(
-            data,
-            max_tokens=self.max_tokens,
-            max_positions=utils.resolve_max_positions(self.task.max_positions(), self.model.max_positions()),
-            ignore_invalid_inputs=True,
-            required_batch_size_multiple=BATCH_MULTIPLE,
-        )
+        try:
+            iterator = self.task.get_batch_iterator(
+                data,
+                max_tokens=self.max_tokens,
+                max_positions=utils.resolve_max_positions(self.task.max_positions(), self.model.max_positions()),
+                ignore_invalid_inputs=True,
+                required_batch_size_multiple=BATCH_MULTIPLE,
+            )
+        except AssertionError:  # all that fairseq says of a sentence that does not fit into a batch
+            raise ValueError(
+                f"--max-tokens is {self.max_tokens}, but {subset} has longer sentences; give more"
+            ) from None
         used = sum(map(len, iterator.frozen_batches))
         if used < len(data):
             print(f"{len(data) - used} of {len(data)} sentences are longer than the model takes, and are left out")

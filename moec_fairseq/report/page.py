@@ -96,11 +96,12 @@ def write(models: Sequence[Reported], out: Path) -> None:
         keep_trailing_newline=True,
     )
     environment.filters |= {"cell": _cell, "columns": _columns, "hover": Shown.hover, "colour": Shown.colour}
+    shown = found | {"words": shown_words(found["words"]), "classes": _fewest_groups(found["classes"])}
+    if len(models) == 1:  # which needs no column of its own
+        shown = {name: [_without(row, "model") for row in rows] for name, rows in shown.items()}
     page = environment.get_template("page.html").render(
         models=[Shown.of(model) for model in models],
-        tables=found,
-        words=shown_words(found["words"]),
-        classes=_fewest_groups(found["classes"]),
+        tables=shown,
         drawn=drawn,
         shuffles=SHUFFLES,
         frequent=FREQUENT,
@@ -145,6 +146,10 @@ def numbers(models: Sequence[Reported], found: Mapping[str, Sequence[Row]]) -> d
         for name, rows in found.items()
     }
     return {"version": project_version(), "tables": without_nan, "cosine": similarity}
+
+
+def _without(row: Row, column: str) -> Row:
+    return {name: value for name, value in row.items() if name != column}
 
 
 def _is_nan(value: Any) -> bool:

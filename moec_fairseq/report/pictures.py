@@ -71,7 +71,8 @@ def information(model: Reported) -> Figure:
     figure.colorbar(image, label="% of the entropy of the classes")
     for (row, column), value in np.ndenumerate(values):
         if not np.isnan(value):
-            axes.text(column, row, f"{value:.1f}", ha="center", va="center", color="white", fontsize="small")
+            colour = "white" if value < image.norm.vmax / 2 else "black"
+            axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=colour, fontsize="small")
     axes.set(yticks=range(len(features)), yticklabels=features)
     axes.set_xticks(range(len(model.information)), list(model.information), rotation=45, ha="right")
     axes.set_title(f"known from the expert, less {SHUFFLES} shuffles", fontsize="medium")

@@ -138,7 +138,7 @@ class _Run:
         self.signature = signature_of(state)
         self.clusters = int(self.signature["clusters"] or 1)
         self.trained_on = first_folder(Path(str(group(state, "task").get("data", ""))))
-        self.content: list[str] | str = ""
+        self.content = ""
         self.set = ""
         self.readings: list[Reading] = []
 
@@ -163,7 +163,7 @@ class _Run:
         else:
             place = data or self.trained_on
             subset = wanted.subset or "valid"
-            self.set = self.content = f"{place}/{subset}"
+            self.set, self.content = f"{place.resolve().name}/{subset}", f"{place.resolve()} {subset}"
             self.readings = [Reading("", subset, partial(ModelOnData, self.file, place, max_tokens, cpu), _gpt2(place))]
 
     def _translations(self, data: Path | None, facts: ModelFacts, wanted: Wanted, search: Search) -> Iterator[Reading]:
