@@ -10,6 +10,7 @@ import inspect
 import logging
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -125,6 +126,20 @@ def _search(add: Add) -> None:
     add("--cpu", action="store_true", help="do not use a GPU")
 
 
+def _data_and_languages(add: Add) -> None:
+    add(
+        "--data", type=Path, metavar="DIR",
+        help="of moec prepare, or any binary data of fairseq, also several as DIR:DIR (default: that of the training)",
+    )  # fmt: skip
+    add("--source-lang", metavar="SRC", help="language to translate from, where model and data leave a choice")
+    add("--target-lang", metavar="TGT", help="language to translate to, likewise")
+
+
+def _text(add: Add) -> None:
+    add("--test-set", metavar="NAME", help="a test set of sacrebleu, such as wmt14/full, instead")
+    add("--input", type=Path, dest="text", metavar="FILE", help="plain text to translate instead")
+
+
 def _evaluate(add: Add) -> None:
     """From the checkpoints of a training to scores that others can compare: merges, averages, translates, scores.
 
@@ -144,15 +159,9 @@ def _evaluate(add: Add) -> None:
         help="which of them, where DIR has checkpoint3.pt and checkpoint_3_80.pt",
     )  # fmt: skip
     add("--best", action="store_true", help="checkpoint_best.pt instead of a mean")
-    add(
-        "--data", type=Path, metavar="DIR",
-        help="of moec prepare, or any binary data of fairseq, also several as DIR:DIR (default: that of the training)",
-    )  # fmt: skip
-    add("--source-lang", metavar="SRC", help="language to translate from, where model and data leave a choice")
-    add("--target-lang", metavar="TGT", help="language to translate to, likewise")
+    _data_and_languages(add)
     add("--subset", metavar="NAME", help="part of the data, such as valid (default: test)")
-    add("--test-set", metavar="NAME", help="a test set of sacrebleu, such as wmt14/full, instead")
-    add("--input", type=Path, dest="text", metavar="FILE", help="plain text to translate instead")
+    _text(add)
     add(
         "--references", type=Path, nargs="+", default=[], metavar="FILE",
         help="one or several translations of it; also for binary data of others, which have <<unk>> for unknown words",
@@ -187,6 +196,43 @@ def _translate(add: Add) -> None:
     add("--batch-size", type=int, metavar="N", help="sentences of a batch (default: as --max-tokens says)")
     add("--n-best", type=int, default=1, metavar="N", help="translations of each sentence, best first (default: 1)")
     add("--score", action="store_true", help="write the log-probability per subword and a tab before each translation")
+
+
+def _report(add: Add) -> None:
+    """Shows what the experts of a model do with a test set: a page with tables and pictures, and the numbers as files.
+
+    How much each expert and cluster gets, which words and positions, whether the experts of a cluster resemble each
+    other, sentences coloured by cluster, and, where there is a log, the course of the training. The page needs no
+    network.
+    """
+    add(
+        "model", type=Path, metavar="MODEL",
+        help="the save_dir of a training, a checkpoint, or the folder of the quickstart",
+    )  # fmt: skip
+    add("--against", type=Path, metavar="OTHER", help="a second model, or another moment of the same, side by side")
+    add(
+        "--log", type=Path, nargs="+", default=[], metavar="FILE",
+        help="rank-0.log of the training, and of that of OTHER (default: those beside the checkpoints)",
+    )  # fmt: skip
+    _data_and_languages(add)
+    add(
+        "--subset",
+        metavar="NAME",
+        help="part of the data, such as valid (default: test; valid if it does not translate)",
+    )
+    _text(add)
+    add(
+        "--references",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="its translation (default: the model's own)",
+    )
+    add("--sentences", type=int, default=20, metavar="N", help="sentences to show, in each direction (default: 20)")
+    add("--max-tokens", type=int, default=4096, metavar="N", help="of a batch (default: 4096)")
+    add("--cpu", action="store_true", help="do not use a GPU")
+    add("--out", type=Path, metavar="DIR", help="all results (default: report/CHECKPOINT-SET beside the checkpoint)")
 
 
 def _quickstart(add: Add) -> None:
@@ -344,6 +390,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "train": (_train, "moec_fairseq.launch:train"),
     "evaluate": (_evaluate, "moec_fairseq.evaluate.pipeline:evaluate"),
     "translate": (_translate, "moec_fairseq.evaluate.translate:translate"),
+    "report": (_report, "moec_fairseq.report:report"),
     "glue": (_glue, "moec_fairseq.glue:glue"),
     "checkpoint": (_checkpoint, ""),
     "study": (_study, "moec_fairseq.study:study"),
@@ -422,6 +469,8 @@ def main() -> int:
     """Run a command; a mistake in what the user gave becomes one line on stderr and exit status 1."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     logging.disable(logging.INFO)  # what libraries say in this process; commands of fairseq run in others
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
     try:
         run(sys.argv[1:])
     except (ValueError, RuntimeError, OSError) as error:

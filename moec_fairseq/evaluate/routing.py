@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from fairseq import utils
 from fairseq.checkpoint_utils import load_model_ensemble_and_task
+from fairseq.logging import metrics
 from torch import Tensor
 
 from moec_fairseq.checkpoint.state import group, load_state
@@ -18,6 +19,7 @@ from moec_fairseq.moe.routing_records import RoutingRecord
 from moec_fairseq.util.progress import progress_bar
 
 Batch = dict[str, Any]
+BATCH_MULTIPLE = 8  # fairseq's default, so that batches are those of a validation
 
 
 class ModelOnData:
@@ -76,19 +78,25 @@ class ModelOnData:
             title: stands before the progress.
 
         Raises:
-            ValueError: there is no such part.
+            ValueError: there is no such part, or a sentence does not fit into a batch.
         """
         try:
             self.task.load_dataset(subset, combine=False, epoch=1)
         except FileNotFoundError as error:
             raise ValueError(f"{error.args[0]}; give --subset or --data that has it") from error
         data = self.task.dataset(subset)
-        iterator = self.task.get_batch_iterator(
-            data,
-            max_tokens=self.max_tokens,
-            max_positions=utils.resolve_max_positions(self.task.max_positions(), self.model.max_positions()),
-            ignore_invalid_inputs=True,
-        )
+        try:
+            iterator = self.task.get_batch_iterator(
+                data,
+                max_tokens=self.max_tokens,
+                max_positions=utils.resolve_max_positions(self.task.max_positions(), self.model.max_positions()),
+                ignore_invalid_inputs=True,
+                required_batch_size_multiple=BATCH_MULTIPLE,
+            )
+        except AssertionError:  # all that fairseq says of a sentence that does not fit into a batch
+            raise ValueError(
+                f"--max-tokens is {self.max_tokens}, but {subset} has longer sentences; give more"
+            ) from None
         used = sum(map(len, iterator.frozen_batches))
         if used < len(data):
             print(f"{len(data) - used} of {len(data)} sentences are longer than the model takes, and are left out")
@@ -127,12 +135,16 @@ class ModelOnData:
                 sums[name] = sums[name] + counts_N if name in sums else counts_N
         return {name: counts_N.cpu() for name, counts_N in sums.items()}
 
+    def criterion(self) -> Any:
+        """Return the criterion of the training, at evaluation."""
+        return self.task.build_criterion(self._settings.criterion).eval()
+
     def loss(self, subset: str, title: str = "") -> float:
         """Return the loss of the task for each token that it counts, in bits, without smoothing and router losses.
 
         That is what fairseq calls ``nll_loss`` for translation, and ``loss`` for masked language models.
         """
-        criterion = self.task.build_criterion(self._settings.criterion).eval()
+        criterion = self.criterion()
         loss = count = 0.0
         for batch in self.batches(subset, title):
             with torch.no_grad():
@@ -141,6 +153,13 @@ class ModelOnData:
             loss += float(logged["nll_loss" if translates else "loss"])
             count += float(logged["ntokens"] if translates else sample_size)
         return loss / count / math.log(2)
+
+
+def logged(criterion: Any, sums: dict[str, Any]) -> dict[str, float]:
+    """Return what fairseq-validate logs of the logging outputs of all batches, added up: rounded as there."""
+    with metrics.aggregate() as found:
+        type(criterion).reduce_metrics([sums])
+    return {key: float(value) for key, value in found.get_smoothed_values().items()}
 
 
 def _binary(checkpoint: Path, data: Path | None) -> str:
