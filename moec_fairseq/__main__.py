@@ -349,6 +349,30 @@ def _checkpoint(add_command: Callable[..., Add]) -> None:
         help="copy the optimizer's state, for --restore-file (default: the optimizer starts anew)",
     )  # fmt: skip
 
+    add = add_command("prune", "moec_fairseq.checkpoint.prune:prune", "drop or merge the experts that are worth least")
+    add(
+        "model", type=Path, metavar="MODEL",
+        help="a checkpoint, the save_dir of a training, or the folder of the quickstart",
+    )  # fmt: skip
+    add("--keep", type=int, metavar="K", help="experts of each layer that stay")
+    add("--share", type=float, metavar="S", help="share of the experts that stays instead, rounded down, such as 0.5")
+    add("--curve", action="store_true", help="instead, evaluate models of all experts, half of them, ... down to one")
+    add(
+        "--by", choices=("load", "similarity", "loss"), default="load",
+        help="what goes: experts with the fewest tokens; of the two whose outputs are most similar, that with fewer "
+        "tokens; experts without which the loss increases least (default: load)",
+    )  # fmt: skip
+    add(
+        "--scope", choices=("cluster", "layer"), default="cluster",
+        help="experts compete within each cluster, or within the layer, and then form one cluster (default: cluster)",
+    )  # fmt: skip
+    add("--merge", action="store_true", help="average experts that go into those that get their tokens")
+    add("--data", type=Path, metavar="DIR", help="of moec prepare, or binary data (default: that of the training)")
+    add("--subset", default="valid", metavar="NAME", help="part of the data to compare experts on (default: valid)")
+    add("--max-tokens", type=int, default=4096, metavar="N", help="of a batch (default: 4096)")
+    add("--cpu", action="store_true", help="do not use a GPU")
+    add("--out", type=Path, required=True, metavar="NAME.pt", help="the new checkpoint; --curve: a folder")
+
     add_one("info", "ranks, experts, sizes; fails when files are missing or corrupt", optimizer=False)
 
 
