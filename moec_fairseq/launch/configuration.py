@@ -31,7 +31,7 @@ from moec_fairseq.compat.versions import compose, initialize_config_dir
 
 USER_DIR = Path(moec_fairseq.__path__[0])
 MISSING = "???"
-WORD = re.compile(r"(?!(?:true|false|null|nan|inf)$)[a-z_][\w./-]*", re.IGNORECASE)  # text that hydra takes as such
+WORD = re.compile(r"(?!(?:true|false|null|nan|inf)$)[a-z_/][\w./-]*", re.IGNORECASE)  # text that hydra takes as such
 # hints of hydra for other uses than ours, and of omegaconf for programmers
 _ASIDE = re.compile(
     r"See https|To append to your config|Either remove|Or add a|\w*_(key|type)[:=]|Config search path|provider="
