@@ -183,7 +183,9 @@ def _upcycled(path: Path, state: State, blocks: Blocks, clusters: ExpertClusters
         raise ValueError(f"{path} has other parameters than its options say: {', '.join(wrong)}")
     # in the order of the model's, by which optimizers know parameters
     state["model"] = {name: state["model"].get(name, value) for name, value in expected.items()}
-    model.load_state_dict(state["model"])
+    for name, value in expected.items():
+        if value.shape != (found := state["model"][name].shape):
+            raise ValueError(f"{path}: {name} has the shape {tuple(found)}, but its options say {tuple(value.shape)}")
     if isinstance(state.get("cfg"), dict):
         state["cfg"]["model"] = options
     else:
