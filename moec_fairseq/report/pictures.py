@@ -30,9 +30,9 @@ CURVES = {
 def _borders(axes: Any, clusters: ExpertClusters, both: bool = False) -> None:
     """Draw lines between the clusters, and number the experts."""
     for border in range(clusters.cluster_size, clusters.num_experts, clusters.cluster_size):
-        axes.axvline(border - 0.5, color="white", linewidth=2)
+        axes.axvline(border - 0.5, color="black" if both else "white", linewidth=1.5)
         if both:
-            axes.axhline(border - 0.5, color="white", linewidth=2)
+            axes.axhline(border - 0.5, color="black", linewidth=1.5)
     step = -(-clusters.num_experts // 16)
     axes.set_xticks(range(0, clusters.num_experts, step))
     if both:
