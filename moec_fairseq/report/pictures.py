@@ -67,11 +67,12 @@ def information(model: Reported) -> Figure:
             values[features.index(name), column] = 100 * next(one.share for one in of if one.of == EXPERT)
     figure = Figure(figsize=(3.5 + 0.9 * len(model.information), 1.3 + 0.35 * len(features)), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(values, aspect="auto", cmap="viridis", vmin=0, vmax=max(1.0, np.nanmax(values)))
+    highest = max(1.0, float(np.nanmax(values)))
+    image = axes.imshow(values, aspect="auto", cmap="viridis", vmin=0, vmax=highest)
     figure.colorbar(image, label="% of the entropy of the classes")
     for (row, column), value in np.ndenumerate(values):
         if not np.isnan(value):
-            colour = "white" if value < image.norm.vmax / 2 else "black"
+            colour = "white" if value < highest / 2 else "black"
             axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=colour, fontsize="small")
     axes.set(yticks=range(len(features)), yticklabels=features)
     axes.set_xticks(range(len(model.information)), list(model.information), rotation=45, ha="right")

@@ -69,9 +69,9 @@ def test_information_that_experts_have(found):
 def test_sentences_that_are_shown(found):
     first, second = found.sentences
     assert [(token.text, token.experts) for token in first.stacks["encoder"]] == [
-        (" a", [0]), (" b", [1]), ("c", [1]), (" </s>", [3]),
+        ("a", [0]), (" b", [1]), ("c", [1]), (" </s>", [3]),
     ]  # fmt: skip
-    assert "".join(token.text for token in second.stacks["decoder"]) == " </s> a a b ."
+    assert "".join(token.text for token in second.stacks["decoder"]) == "</s> a a b."
     assert [token.experts for token in second.stacks["decoder"]] == [[3], [0], [0], [1], [2]]
 
 

@@ -49,6 +49,18 @@ def test_subwords_of_gpt2():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("text, expected", [
+    ("▁well - known ▁( ▁fi le s ) . </s>", "well-known ( files). </s>"),
+    ("</s> ▁<2de> ▁fi le", "</s> <2de> file"),
+    ("fi@@ le s </s>", "file s </s>"),
+    ("a b </s> c", "a b </s> c"),
+])  # fmt: skip
+def test_sentences_are_shown_as_they_are_written(text, expected):
+    known = [symbol for symbol in dict.fromkeys(text.split()) if symbol not in FAIRSEQ]
+    numbers = {symbol: number for number, symbol in enumerate([*FAIRSEQ, *known])}
+    assert "".join(subwords(*known).shown([numbers[symbol] for symbol in text.split()])) == expected
+
+
 @quick
 @given(st.lists(st.integers(0, 9)))
 def test_words_are_all_of_a_sentence(ids):
