@@ -284,7 +284,7 @@ def _glue(add: Add) -> None:
 
 
 def _checkpoint(add_command: Callable[..., Add]) -> None:
-    """Merges, reshards, averages and describes checkpoints whose experts are spread over ranks.
+    """Merges, reshards, averages and describes checkpoints of any number of ranks; adds experts and takes them away.
 
     Training on several processes writes a checkpoint as NAME-rank-0.pt, NAME-rank-1.pt, ..., each with its own experts.
     Wherever CHECKPOINT is asked for, NAME.pt, NAME or one of these files is right.
@@ -317,6 +317,61 @@ def _checkpoint(add_command: Callable[..., Add]) -> None:
     )
     add("--merge", action="store_true", help="write one file; default: as many as the last checkpoint")
     add("--out", type=Path, required=True, metavar="NAME.pt")
+
+    add = add_command("upcycle", "moec_fairseq.checkpoint.upcycle:upcycle", "a trained dense model gets experts")
+    add(
+        "dense",
+        type=Path,
+        metavar="DENSE",
+        help="a Transformer or RoBERTa of fairseq, or of ours without experts or dense",
+    )
+    add("--experts", type=int, required=True, metavar="N", help="in each MoE block")
+    add("--clusters", type=int, required=True, metavar="C", help="that the experts of a block form")
+    add("--out", type=Path, required=True, metavar="NAME.pt")
+    add(
+        "--layout", choices=("replaced", "inserted"),
+        help="experts are copies of the feed-forward blocks that they replace (default), or new and the identity",
+    )  # fmt: skip
+    for stack in ("encoder", "decoder"):
+        add(
+            f"--{stack}-moe-layers",
+            metavar="LIST",
+            help="numbers from 1, with commas, or none (default: the middle layer)",
+        )
+    add("--sublayers", type=int, metavar="N", help="blocks in an expert (default: 1; inserted: as in the model, or 3)")
+    add(
+        "--noise", type=float, default=0.0, metavar="X",
+        help="of copies, relative to the size of parameters, such as 0.01: clusters differ by it, the experts of a "
+        "cluster by a tenth (default: 0, all are equal)",
+    )  # fmt: skip
+    add(
+        "--optimizer", action=argparse.BooleanOptionalAction, default=False,
+        help="copy the optimizer's state, for --restore-file (default: the optimizer starts anew)",
+    )  # fmt: skip
+
+    add = add_command("prune", "moec_fairseq.checkpoint.prune:prune", "drop or merge the experts that are worth least")
+    add(
+        "model", type=Path, metavar="MODEL",
+        help="a checkpoint, the save_dir of a training, or the folder of the quickstart",
+    )  # fmt: skip
+    add("--keep", type=int, metavar="K", help="experts of each layer that stay")
+    add("--share", type=float, metavar="S", help="share of the experts that stays instead, rounded down, such as 0.5")
+    add("--curve", action="store_true", help="instead, evaluate models of all experts, half of them, ... down to one")
+    add(
+        "--by", choices=("load", "similarity", "loss"), default="load",
+        help="what goes: experts with the fewest tokens; of the two whose outputs are most similar, that with fewer "
+        "tokens; experts without which the loss increases least (default: load)",
+    )  # fmt: skip
+    add(
+        "--scope", choices=("cluster", "layer"), default="cluster",
+        help="experts compete within each cluster, or within the layer, and then form one cluster (default: cluster)",
+    )  # fmt: skip
+    add("--merge", action="store_true", help="average experts that go into those that get their tokens")
+    add("--data", type=Path, metavar="DIR", help="of moec prepare, or binary data (default: that of the training)")
+    add("--subset", default="valid", metavar="NAME", help="part of the data to compare experts on (default: valid)")
+    add("--max-tokens", type=int, default=4096, metavar="N", help="of a batch (default: 4096)")
+    add("--cpu", action="store_true", help="do not use a GPU")
+    add("--out", type=Path, required=True, metavar="NAME.pt", help="the new checkpoint; --curve: a folder")
 
     add_one("info", "ranks, experts, sizes; fails when files are missing or corrupt", optimizer=False)
 
