@@ -344,10 +344,7 @@ def _checkpoint(add_command: Callable[..., Add]) -> None:
         help="of copies, relative to the size of parameters, such as 0.01: clusters differ by it, the experts of a "
         "cluster by a tenth (default: 0, all are equal)",
     )  # fmt: skip
-    add(
-        "--optimizer", action=argparse.BooleanOptionalAction, default=False,
-        help="copy the optimizer's state, for --restore-file (default: the optimizer starts anew)",
-    )  # fmt: skip
+    add("--optimizer", action="store_true", help="copy the optimizer's state, too, for --restore-file")
 
     add = add_command("prune", "moec_fairseq.checkpoint.prune:prune", "drop or merge the experts that are worth least")
     add(

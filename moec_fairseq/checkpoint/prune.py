@@ -10,6 +10,7 @@ from moec_fairseq.checkpoint.sharded import open_checkpoint
 from moec_fairseq.checkpoint.state import group, load_state
 from moec_fairseq.evaluate.routing import ModelOnData
 from moec_fairseq.evaluate.translate import data_beside, find_checkpoint, in_one_file
+from moec_fairseq.launch.configuration import as_typed
 from moec_fairseq.moe.clusters import ExpertClusters
 
 # options of a checkpoint that depend on the number of experts
@@ -106,6 +107,6 @@ def _show(pruning: Pruning, keep: int, file: Path) -> None:
         print(f"  {name}: {', '.join(map(str, experts))}")
     state = load_state(file, optimizer=False)
     options = {f"{part}.{name}": group(state, part).get(name) for part, name in ADJUSTED}
-    shown = " ".join(f"{name}={value}" for name, value in options.items() if value is not None)
+    given = {name: value for name, value in options.items() if value is not None}
     print("train it further with moec train, the options of its training, and these:")
-    print(f"  checkpoint.finetune_from_model={file} {shown}")
+    print(f"  {as_typed({'checkpoint.finetune_from_model': file, **given})}")

@@ -11,6 +11,7 @@ A block adds α·(E(h) − h) to a token, and E(h) − h is what an expert's blo
 """
 
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from moec_fairseq.checkpoint.names import listed, whole_path
 from moec_fairseq.checkpoint.sharded import assemble, open_checkpoint
 from moec_fairseq.checkpoint.state import MARK, OPTIMIZER, State, group, parameters
 from moec_fairseq.checkpoint.tools import write_ranks
+from moec_fairseq.launch.configuration import as_typed
 from moec_fairseq.models.without_data import build_with_experts
 from moec_fairseq.moe.clusters import ExpertClusters
 
@@ -112,7 +114,10 @@ def upcycle(
     if not 0 <= noise < math.inf:
         raise ValueError(f"--noise is {noise}, but must be 0 or more, such as 0.01")
     ExpertClusters(experts, clusters)
-    source = open_checkpoint(dense, optimizer)
+    try:
+        source = open_checkpoint(dense, optimizer)
+    except ValueError as error:
+        raise ValueError(str(error).replace("leave it out with --no-optimizer", "leave out --optimizer")) from error
     if source.num_experts > 1:
         raise ValueError(f"{source.path} has {source.num_experts} experts already; give a model with none or one")
     if source.num_experts == 1 and blocks != Blocks():
@@ -252,8 +257,7 @@ def _copy_optimizer(state: State, before: Mapping[str, dict[str, Any]], origins:
 
 def _advice(file: Path, upcycled: Upcycled) -> str:
     """Return what to add to the commands that train further."""
-    given = {name: value for name, value in upcycled.options.items() if value is not None and name != "moe_freq"}
-    quoted = {name: f'"{value}"' if "," in str(value) else value for name, value in given.items()}
-    ours = [f"checkpoint.finetune_from_model={file}", *(f"model.{name}={value}" for name, value in quoted.items())]
-    fairseqs = [f"--finetune-from-model {file}", *(f"--{n.replace('_', '-')} {v}" for n, v in given.items())]
-    return f"  moec train:     {' '.join(ours)}\n  fairseq-train:  {' '.join(fairseqs)}"
+    given = {name: value for name, value in upcycled.options.items() if value not in (None, 0)}
+    ours = {"checkpoint.finetune_from_model": file, **{f"model.{name}": value for name, value in given.items()}}
+    fairseqs = ["--finetune-from-model", file, *(w for n, v in given.items() for w in (f"--{n.replace('_', '-')}", v))]
+    return f"  moec train:     {as_typed(ours)}\n  fairseq-train:  {shlex.join(map(str, fairseqs))}"

@@ -12,6 +12,7 @@ from fairseq import utils
 from fairseq.checkpoint_utils import load_model_ensemble_and_task
 from fairseq.logging import metrics
 from torch import Tensor
+from tqdm import tqdm
 
 from moec_fairseq.checkpoint.state import group, load_state
 from moec_fairseq.moe.layer import MoELayer
@@ -68,14 +69,14 @@ class ModelOnData:
         """Return N."""
         return next(iter(self.layers.values())).router.clusters.num_experts
 
-    def batches(self, subset: str, title: str = "") -> Iterator[Batch]:
+    def batches(self, subset: str, title: str | None = "") -> Iterator[Batch]:
         """Yield the batches of a part of the data, each on the device of the model, and show progress.
 
         Sentences that are longer than the model takes are left out, and counted.
 
         Args:
             subset: such as ``valid``.
-            title: stands before the progress.
+            title: stands behind the progress; None: nothing is shown.
 
         Raises:
             ValueError: there is no such part, or a sentence does not fit into a batch.
@@ -98,12 +99,12 @@ class ModelOnData:
                 f"--max-tokens is {self.max_tokens}, but {subset} has longer sentences; give more"
             ) from None
         used = sum(map(len, iterator.frozen_batches))
-        if used < len(data):
+        if used < len(data) and title is not None:
             print(f"{len(data) - used} of {len(data)} sentences are longer than the model takes, and are left out")
         if not used:
             raise ValueError(f"{subset} has no sentence that the model takes; give another --subset or --data")
-        with progress_bar(used, "sentences", sys.stdout) as bar:
-            bar.set_postfix_str(title)
+        with progress_bar(used, "sentences", sys.stdout) if title is not None else tqdm(disable=True) as bar:
+            bar.set_postfix_str(title or "")
             for batch in iterator.next_epoch_itr(shuffle=False):
                 yield utils.move_to_cuda(batch) if self.on_gpu else batch
                 bar.update(len(batch["id"]))
@@ -118,7 +119,7 @@ class ModelOnData:
 
         Args:
             subset: such as ``valid``.
-            title: stands before the progress.
+            title: stands behind the progress.
         """
         names = {layer.layer_index: name for name, layer in self.layers.items()}
         for batch in self.batches(subset, title):
@@ -139,7 +140,7 @@ class ModelOnData:
         """Return the criterion of the training, at evaluation."""
         return self.task.build_criterion(self._settings.criterion).eval()
 
-    def loss(self, subset: str, title: str = "") -> float:
+    def loss(self, subset: str, title: str | None = "") -> float:
         """Return the loss of the task for each token that it counts, in bits, without smoothing and router losses.
 
         That is what fairseq calls ``nll_loss`` for translation, and ``loss`` for masked language models.

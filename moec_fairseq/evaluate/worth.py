@@ -1,5 +1,6 @@
 """What each expert of a model is worth on a part of its data: by its load, by what it alone can do, by the loss."""
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,6 +14,7 @@ from moec_fairseq.evaluate.routing import ModelOnData
 from moec_fairseq.moe.layer import MoELayer
 from moec_fairseq.moe.router import Router, Routing
 from moec_fairseq.report.resemblance import Sample, cosine_of_outputs
+from moec_fairseq.util.progress import progress_bar
 
 COMPARED = 2048  # tokens of each layer whose outputs of all experts are compared
 
@@ -51,10 +53,12 @@ def losses_without(run: ModelOnData, subset: str) -> dict[str, Tensor]:
     """
     whole = run.loss(subset, "all experts")
     increases = {name: torch.zeros(run.num_experts, dtype=torch.float64) for name in run.layers}
-    for name, layer in run.layers.items():
-        for expert in range(run.num_experts):
-            with leaving_out(layer, [expert]):
-                increases[name][expert] = run.loss(subset, f"without expert {expert} of {name}") - whole
+    with progress_bar(len(run.layers) * run.num_experts, "passes over the data", sys.stdout) as bar:
+        for name, layer in run.layers.items():
+            for expert in range(run.num_experts):
+                with leaving_out(layer, [expert]):
+                    increases[name][expert] = run.loss(subset, title=None) - whole
+                bar.update()
     return increases
 
 

@@ -5,7 +5,7 @@ import logging
 import re
 import shlex
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -31,6 +31,7 @@ from moec_fairseq.compat.versions import compose, initialize_config_dir
 
 USER_DIR = Path(moec_fairseq.__path__[0])
 MISSING = "???"
+WORD = re.compile(r"(?!(?:true|false|null|nan|inf)$)[a-z_/][\w./-]*", re.IGNORECASE)  # text that hydra takes as such
 # hints of hydra for other uses than ours, and of omegaconf for programmers
 _ASIDE = re.compile(
     r"See https|To append to your config|Either remove|Or add a|\w*_(key|type)[:=]|Config search path|provider="
@@ -155,6 +156,15 @@ def user_dir() -> str:
 def quoted(text: Path | str) -> str:
     """Return a path, or another text, as the value of an override, whatever characters it has."""
     return str(QuotedString(str(text), Quote.single).with_quotes())
+
+
+def as_typed(overrides: Mapping[str, Any]) -> str:
+    """Return values by name as one types them into a shell, behind ``moec train CONFIG``."""
+
+    def shown(value: Any) -> Any:
+        return value if isinstance(value, (bool, int, float)) or WORD.fullmatch(str(value)) else quoted(value)
+
+    return shlex.join(f"{name}={shown(value)}" for name, value in overrides.items())
 
 
 def _kinds() -> dict[str, Iterable[str]]:

@@ -1,5 +1,6 @@
 """From dense models, trained for a few updates and then made unlike new ones, to models with experts."""
 
+import shlex
 from argparse import Namespace
 from pathlib import Path
 
@@ -9,8 +10,10 @@ from fairseq.checkpoint_utils import load_model_ensemble_and_task
 
 from moec_fairseq.__main__ import run
 from moec_fairseq.checkpoint.state import load_state
+from moec_fairseq.launch.configuration import configure
 from moec_fairseq.moe.layer import MoELayer
 from tests.conftest import USER_DIR
+from tests.python import ROOT
 from tests.texts import MASKED_LM, PAIRS, ROBERTA, STOCK, write_pairs, write_text
 from tests.whole_trainings import SMALL, train, write_corpus
 
@@ -131,6 +134,21 @@ def test_the_copies_are_those_of_the_blocks_they_replace(dense, tmp_path):
     assert len(before) - len(shared) == 8 and all(torch.equal(before[name], after[name]) for name in shared)
 
 
+def test_what_is_shown_for_a_further_training_can_be_typed(dense, tmp_path, capsys):
+    out = tmp_path / "a file, with = and '.pt"
+    for options in (("--encoder-moe-layers", "1,3", "--decoder-moe-layers", "2"), ("--layout", "inserted")):
+        upcycle(dense["stock"], out, *options)
+        ours, fairseqs = (line.partition(":  ")[2] for line in capsys.readouterr().out.splitlines()[-2:])
+        values = configure(ROOT / "configs" / "small.yaml", shlex.split(ours)).values
+        assert values["checkpoint.finetune_from_model"] == str(out) and values["model.moe_expert_count"] == 4
+        if options[0] == "--layout":
+            assert values["model.moec_layout"] == "inserted" and values["model.encoder_moe_layers"] is None
+        else:
+            assert (values["model.encoder_moe_layers"], values["model.decoder_moe_layers"]) == ("1,3", "2")
+            assert values["model.moec_router"] == "dot" and values["model.moec_expert_norm"] == "none"
+        assert shlex.split(fairseqs)[:4] == ["--finetune-from-model", str(out), "--moe-expert-count", "4"]
+
+
 def test_noise_is_larger_between_clusters(dense, tmp_path):
     exact = upcycle(dense["stock"], tmp_path / "exact.pt")["model"]
     noisy = upcycle(dense["stock"], tmp_path / "noisy.pt", "--noise", 0.01)["model"]
@@ -141,17 +159,6 @@ def test_noise_is_larger_between_clusters(dense, tmp_path):
     assert size(noise_N[0] - noise_N[1]) == pytest.approx(0.001 * 2**0.5, rel=0.15)
     assert size(noise_N[1] - noise_N[2]) == pytest.approx(0.01 * 2**0.5, rel=0.15)
     assert (output(tmp_path / "exact.pt") - output(tmp_path / "noisy.pt")).abs().max() < 0.2
-
-
-def test_the_gate_learns(dense, corpus, tmp_path):
-    """Embeddings are tiny, but not their gradient: a few updates move the gate away from 1/2."""
-    upcycle(dense["stock"], tmp_path / "up.pt")
-    flags = ("--finetune-from-model", tmp_path / "up.pt", *given(tmp_path / "up.pt"))
-    train(corpus, tmp_path / "on", *flags, max_update=8, base=SPARSE_TRANSFORMER)
-    norms = [
-        layer.router.expert_embeddings_NK.norm(dim=1) for layer in moe_layers(tmp_path / "on" / "checkpoint_last.pt")
-    ]
-    assert all((norm_N > 1e-3).all() for norm_N in norms)
 
 
 SPARSE_TRANSFORMER = (
@@ -195,6 +202,9 @@ def test_a_training_continues_with_the_optimizers_state(dense, corpus, tmp_path)
     train(corpus, tmp_path / "on", *flags, max_update=3, base=SPARSE_TRANSFORMER)
     after = load_state(tmp_path / "on" / "checkpoint_last.pt")
     assert after["optimizer_history"][-1]["num_updates"] == 3  # the third, of which the dense model has made two
+    # embeddings are tiny, but not their gradient: an update moves the gate away from 1/2
+    routers = [value for name, value in after["model"].items() if name.endswith("expert_embeddings_NK")]
+    assert len(routers) == 2 and all((value_NK.norm(dim=1) > 1e-3).all() for value_NK in routers)
     before = load_state(dense["stock"])
     numbers = [
         list(dict.fromkeys(n for n in s["model"] if not n.endswith(("version", "_float_tensor"))))
@@ -257,6 +267,11 @@ def test_a_model_of_another_kind_or_with_experts_is_refused(dense, tmp_path):
     torch.save(state, tmp_path / "lstm.pt")
     with pytest.raises(ValueError, match="lstm.pt is a lstm; give the checkpoint of a transformer or roberta"):
         upcycle(tmp_path / "lstm.pt", tmp_path / "other.pt")
+    state = load_state(dense["stock"])
+    state["last_optimizer_state"]["param_groups"][0]["params"].pop()
+    torch.save(state, tmp_path / "flat.pt")
+    with pytest.raises(ValueError, match="no-flatten-grads, and .*; leave out --optimizer"):
+        upcycle(tmp_path / "flat.pt", tmp_path / "other.pt", "--optimizer")
     with pytest.raises(ValueError, match="has no optimizer's state; leave out --optimizer"):
         torch.save(load_state(dense["stock"], optimizer=False), tmp_path / "bare.pt")
         upcycle(tmp_path / "bare.pt", tmp_path / "other.pt", "--optimizer")
