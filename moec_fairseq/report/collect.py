@@ -55,7 +55,7 @@ class Token:
     """A subword of a sentence that is shown.
 
     Attributes:
-        text: as it is spelled, with a blank before it if a word begins.
+        text: as it is spelled, with a blank before it where the text has one.
         experts: where each layer of the stack has sent it.
     """
 
@@ -309,12 +309,7 @@ def _by_sentence(ids_BL: Tensor, experts: Sequence[Codes]) -> list[Codes]:
 
 def _tokens(subwords: Subwords, ids: Sequence[int], routes: Codes) -> list[Token]:
     """Return the tokens of a sentence for readers."""
-    lengths = [len(word) for word in subwords.words(ids)]
-    begins = set(np.cumsum([0, *lengths]).tolist())
-    return [
-        Token((" " if place in begins else "") + subwords.spelled[number], experts.tolist())
-        for place, (number, experts) in enumerate(zip(ids, routes, strict=True))
-    ]
+    return [Token(text, experts.tolist()) for text, experts in zip(subwords.shown(ids), routes, strict=True)]
 
 
 PADDING = 1  # fairseq's number of it, in every dictionary

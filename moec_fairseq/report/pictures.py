@@ -30,9 +30,9 @@ CURVES = {
 def _borders(axes: Any, clusters: ExpertClusters, both: bool = False) -> None:
     """Draw lines between the clusters, and number the experts."""
     for border in range(clusters.cluster_size, clusters.num_experts, clusters.cluster_size):
-        axes.axvline(border - 0.5, color="white", linewidth=2)
+        axes.axvline(border - 0.5, color="black" if both else "white", linewidth=1.5)
         if both:
-            axes.axhline(border - 0.5, color="white", linewidth=2)
+            axes.axhline(border - 0.5, color="black", linewidth=1.5)
     step = -(-clusters.num_experts // 16)
     axes.set_xticks(range(0, clusters.num_experts, step))
     if both:
@@ -67,11 +67,12 @@ def information(model: Reported) -> Figure:
             values[features.index(name), column] = 100 * next(one.share for one in of if one.of == EXPERT)
     figure = Figure(figsize=(3.5 + 0.9 * len(model.information), 1.3 + 0.35 * len(features)), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(values, aspect="auto", cmap="viridis", vmin=0, vmax=max(1.0, np.nanmax(values)))
+    highest = max(1.0, float(np.nanmax(values)))
+    image = axes.imshow(values, aspect="auto", cmap="viridis", vmin=0, vmax=highest)
     figure.colorbar(image, label="% of the entropy of the classes")
     for (row, column), value in np.ndenumerate(values):
         if not np.isnan(value):
-            colour = "white" if value < image.norm.vmax / 2 else "black"
+            colour = "white" if value < highest / 2 else "black"
             axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=colour, fontsize="small")
     axes.set(yticks=range(len(features)), yticklabels=features)
     axes.set_xticks(range(len(model.information)), list(model.information), rotation=45, ha="right")

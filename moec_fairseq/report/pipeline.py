@@ -148,8 +148,6 @@ class _Run:
         Raises:
             ValueError: there is no such set, or it is not for this model.
         """
-        if not self.signature["experts"]:
-            raise ValueError(f"{self.checkpoint} is a model without experts; give one that has some")
         of_languages = (wanted.test_set, wanted.text, wanted.source_lang, wanted.target_lang)
         if self.task not in (MASKED_LM, FINE_TUNED):
             facts = model_facts(self.file)

@@ -1,6 +1,6 @@
 """Do the experts of a cluster resemble each other? Similarities inside clusters against those between clusters."""
 
-from collections.abc import Iterable, Iterator
+import math
 from dataclasses import dataclass
 
 import torch
@@ -87,7 +87,7 @@ def cosine_of_outputs(experts: Experts, tokens_TD: Tensor, num_experts: int) -> 
     for chunk_AD in tokens_TD.split(CHUNK):
         expert = torch.arange(num_experts, device=chunk_AD.device).repeat_interleave(len(chunk_AD))
         added = experts.residual(chunk_AD.repeat(num_experts, 1), expert).float()
-        unit_NAD = F.normalize(added.view(num_experts, len(chunk_AD), -1), dim=-1)
+        unit_NAD = F.normalize(added.view(num_experts, *chunk_AD.shape), dim=-1)
         total_NN += torch.einsum("iad,jad->ij", unit_NAD, unit_NAD)
     return (total_NN / max(1, len(tokens_TD))).cpu()
 
@@ -101,29 +101,31 @@ def compare(what: str, cosine_NN: Tensor, groups: ExpertClusters, seed: int = 0)
         groups: of the experts.
         seed: of the random groupings.
     """
-    inside, between = _inside_between(cosine_NN, torch.arange(groups.num_experts), groups)
-    p_value = float("nan")
-    if 1 < groups.num_clusters < groups.num_experts:
-        draw = torch.Generator().manual_seed(seed)
-        orders = (torch.randperm(groups.num_experts, generator=draw) for _ in range(GROUPINGS))
-        # 1e-6: the same grouping in another order is summed in another order
-        higher = sum(d >= inside - between - 1e-6 for d in _differences(cosine_NN, orders, groups))
-        p_value = (1 + higher) / (1 + GROUPINGS)
-    return Resemblance(what, cosine_NN, groups, inside, between, p_value)
+    draw = torch.Generator().manual_seed(seed)
+    random_GN = torch.rand(GROUPINGS, groups.num_experts, generator=draw).argsort(dim=-1)
+    group_GN = groups.cluster_of(torch.cat([torch.arange(groups.num_experts).unsqueeze(0), random_GN]))
+    inside_G, between_G = _inside_between(cosine_NN, F.one_hot(group_GN, groups.num_clusters))
+    difference, *others = (inside_G - between_G).tolist()
+    # 1e-6: the same grouping in another order is summed in another order
+    higher = sum(other >= difference - 1e-6 for other in others)
+    p_value = math.nan if math.isnan(difference) else (1 + higher) / (1 + GROUPINGS)
+    return Resemblance(what, cosine_NN, groups, float(inside_G[0]), float(between_G[0]), p_value)
 
 
-def _differences(cosine_NN: Tensor, orders: Iterable[Tensor], groups: ExpertClusters) -> Iterator[float]:
-    for order_N in orders:
-        inside, between = _inside_between(cosine_NN, order_N, groups)
-        yield inside - between
+def _inside_between(cosine_NN: Tensor, members_GNC: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean of pairs of different experts inside groups, and between them, (G,); NaN where there are none.
 
-
-def _inside_between(cosine_NN: Tensor, order_N: Tensor, groups: ExpertClusters) -> tuple[float, float]:
-    """Return the mean of pairs of different experts inside the groups, and between them; NaN where there are none."""
-    group_N = groups.cluster_of(order_N)
-    same_NN = group_N.unsqueeze(0) == group_N.unsqueeze(1)
-    other_NN = ~torch.eye(len(group_N), dtype=torch.bool)
-    return float(cosine_NN[same_NN & other_NN].mean()), float(cosine_NN[~same_NN].mean())
+    Args:
+        cosine_NN: of each pair.
+        members_GNC: for each of several groupings, 1 for the experts of each group.
+    """
+    members_GNC = members_GNC.double()
+    sums_G = (members_GNC * (cosine_NN.double() @ members_GNC)).sum(dim=(-2, -1))  # of all pairs of the same group
+    pairs_G = members_GNC.sum(dim=-2).square().sum(dim=-1)
+    inside_G = (sums_G - cosine_NN.double().trace()) / (pairs_G - len(cosine_NN))
+    between_G = (cosine_NN.double().sum() - sums_G) / (cosine_NN.numel() - pairs_G)
+    nothing = torch.full_like(sums_G, torch.nan)  # where rounding leaves something of 0 to be divided by 0
+    return inside_G.where(pairs_G > len(cosine_NN), nothing), between_G.where(pairs_G < cosine_NN.numel(), nothing)
 
 
 class Sample:

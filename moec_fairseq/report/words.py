@@ -77,15 +77,17 @@ class Subwords:
             special or bool(spelled and not any(map(str.isalnum, spelled))) or bool(_UNSPACED.search(spelled))
             for special, spelled in zip(self.is_special, self.spelled, strict=True)
         ]
-        if gpt2:
-            self._begins = [text.startswith(" ") or one for text, one in zip(texts, alone, strict=True)]
-            self._ends = alone
-        elif marked:
-            self._begins = [text.startswith(WORD_MARK) or one for text, one in zip(texts, alone, strict=True)]
-            self._ends = alone
-        else:
-            self._begins = alone
-            self._ends = [not text.endswith(_BPE_MARK) or one for text, one in zip(texts, alone, strict=True)]
+        # a blank stands before a subword, or behind it if no mark says that its word goes on
+        before = (" ", WORD_MARK) if gpt2 or marked else ()
+        self._blank_before = [
+            special or text.startswith(before) for special, text in zip(self.is_special, texts, strict=True)
+        ]
+        self._blank_behind = [
+            special or not (gpt2 or marked or text.endswith(_BPE_MARK))
+            for special, text in zip(self.is_special, texts, strict=True)
+        ]
+        self._begins = [blank or one for blank, one in zip(self._blank_before, alone, strict=True)]
+        self._ends = [blank or one for blank, one in zip(self._blank_behind, alone, strict=True)]
 
     def words(self, ids: Sequence[int]) -> list[tuple[int, ...]]:
         """Divide a sentence into words, each a tuple of subwords."""
@@ -101,6 +103,15 @@ class Subwords:
     def text(self, word: Sequence[int]) -> str:
         """Return the text of a word."""
         return "".join(self.spelled[subword] for subword in word)
+
+    def shown(self, ids: Sequence[int]) -> list[str]:
+        """Return the text of each token of a sentence, with a blank before it where the text has one."""
+        befores = (None, *ids)
+        return [
+            (" " if before is not None and (self._blank_before[now] or self._blank_behind[before]) else "")
+            + self.spelled[now]
+            for before, now in zip(befores, ids, strict=False)
+        ]
 
     def kind(self, word: Sequence[int]) -> int:
         """Return the index in ``KINDS`` of a word, as if it was not frequent."""
