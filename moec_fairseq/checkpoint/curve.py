@@ -19,6 +19,7 @@ from moec_fairseq.util.files import alone_with
 from moec_fairseq.util.stages import Stages
 
 LOSS, SIZE = "loss (bits per token)", "size (MB)"
+SIGNATURES = ("BLEU's signature", "model")  # columns that are not shown
 PANELS = (("BLEU", "chrF"), (LOSS,), (SIZE,))
 
 Row = dict[str, Any]
@@ -57,7 +58,7 @@ def draw_curve(pruning: Pruning, out: Path, data: Path | None, max_tokens: int, 
 
             rows.append(Stages(out).do(f"{keep} of {pruning.clusters.num_experts} experts", settings, evaluate))
         shown = [{column: _text(value) for column, value in row.items()} for row in rows]
-        compact = [{column: text for column, text in row.items() if "signature" not in column} for row in shown]
+        compact = [{column: text for column, text in row.items() if column not in SIGNATURES} for row in shown]
         write_table(out / "curve.csv", shown, compact)
         draw(rows, out / "curve.png")
     print(f"\n{markdown_table(compact)}\n\n{out}: curve.csv, curve.md, curve.png")
@@ -86,7 +87,7 @@ def _evaluated(pruning: Pruning, keep: int, data: Path | None, max_tokens: int, 
         found = [json.loads(path.read_text(encoding="utf-8")) for path in Path(scratch).glob("**/scores.json")]
     scores = [{name: Score(**score) for name, score in one["scores"].items()} for one in found]
     row |= {name: value for name, value in mean_scores(scores).items() if name in ("BLEU", "chrF")}
-    return row | {"BLEU's signature": scores[0]["BLEU"].signature, "model": found[0]["model"]}
+    return row | dict(zip(SIGNATURES, (scores[0]["BLEU"].signature, found[0]["model"]), strict=True))
 
 
 def _text(value: Any) -> str:

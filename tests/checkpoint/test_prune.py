@@ -13,16 +13,12 @@ from moec_fairseq.checkpoint.fewer_experts import Choice, merge_experts, of_leas
 from moec_fairseq.checkpoint.state import load_state
 from moec_fairseq.checkpoint.tools import reshard
 from moec_fairseq.evaluate.routing import ModelOnData
-from moec_fairseq.evaluate.worth import inheritances, losses_without
+from moec_fairseq.evaluate.worth import losses_without
 from moec_fairseq.moe.clusters import ExpertClusters
 from tests.moe.stubs import quick
+from tests.routed import DECODER, ENCODER, EXPERT, ROUTER, write_model
 from tests.texts import MASKED_LM, SPARSE, write_text
 from tests.whole_trainings import train, write_corpus
-
-ENCODER, DECODER = "encoder.layers.0.moe", "decoder.layers.0.moe"
-ROUTER = "{}.router.expert_embeddings_NK"
-EXPERT = "{}.experts.sublayers.0."
-CLUSTERS = ExpertClusters(4, 2)
 
 
 @pytest.fixture(scope="module")
@@ -32,21 +28,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(corpus, tmp_path_factory):
-    """Encoder: every token goes to expert 0; decoder: to 0 or 3, by the sign of a score. No expert is the identity."""
-    folder = tmp_path_factory.mktemp("model")
-    flags = ("--max-tokens", 200, "--moe-expert-count", 4, "--moec-expert-dropout", 0, "--disable-validation")
-    train(corpus, folder, *flags, max_update=1)
-    state = load_state(folder / "checkpoint_last.pt")
-    torch.manual_seed(1)
-    for name, value in state["model"].items():
-        if ".experts." in name:
-            value += 0.3 * torch.randn(value.shape)
-    encoder, decoder = (state["model"][ROUTER.format(layer)] for layer in (ENCODER, DECODER))
-    encoder[:] = 1  # of equal scores, the first
-    decoder[0], decoder[3] = 1, -1
-    decoder[1:3] = 0
-    torch.save(state, folder / "set.pt")
-    return folder / "set.pt"
+    return write_model(tmp_path_factory.mktemp("model"), corpus)
 
 
 def prune(model, out, *options):
@@ -118,33 +100,10 @@ def test_similar_experts_go_first(model, tmp_path, capsys):
     assert f"{ENCODER}: 0, 1, 2\n" in shown and f"{DECODER}: 0, 1, 3\n" in shown
 
 
-def test_the_increase_of_the_loss_is_that_of_the_model_without_the_expert(model, tmp_path):
-    increases = losses_without(ModelOnData(model, cpu=True), "valid")
-    assert increases[ENCODER][1:].tolist() == [0, 0, 0] and increases[DECODER][1:3].tolist() == [0, 0]
-    whole = ModelOnData(model, cpu=True).loss("valid")
-    for layer, expert in ((ENCODER, 0), (DECODER, 0), (DECODER, 3)):
-        state = load_state(model)
-        for other in (ENCODER, DECODER):  # in the other layer, one that has no tokens
-            gone = expert if other == layer else 1
-            take_experts(state["model"], other, [number for number in range(4) if number != gone])
-        state["cfg"]["model"].update(moe_expert_count=3, moec_cluster_count=1)
-        torch.save(state, tmp_path / "three.pt")
-        found = ModelOnData(tmp_path / "three.pt", cpu=True).loss("valid") - whole
-        assert increases[layer][expert] == pytest.approx(found, abs=1e-6) and abs(found) > 1e-5
-
-
 def test_the_least_increase_of_the_loss_goes_first(model, tmp_path, capsys):
     increase_N = losses_without(ModelOnData(model, cpu=True), "valid")[DECODER]
     prune(model, tmp_path / "one.pt", "--keep", 1, "--by", "loss", "--scope", "layer")
     assert f"{DECODER}: {int(increase_N.argmax())}\n" in capsys.readouterr().out
-
-
-def test_heirs_are_where_tokens_would_go(model):
-    run = ModelOnData(model, cpu=True)
-    loads = run.loads("valid")
-    tokens_NK = inheritances(run, "valid", {ENCODER: [1, 2], DECODER: [0, 3]})
-    assert tokens_NK[ENCODER].tolist() == [[int(loads[ENCODER][0]), 0], [0, 0], [0, 0], [0, 0]]  # of equal, the first
-    assert tokens_NK[DECODER].tolist() == [[int(loads[DECODER][0]), 0], [0, 0], [0, 0], [0, int(loads[DECODER][3])]]
 
 
 def made(values):
