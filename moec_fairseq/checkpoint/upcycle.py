@@ -260,7 +260,9 @@ def _copy_optimizer(state: State, before: Mapping[str, dict[str, Any]], origins:
 
 def _advice(file: Path, upcycled: Upcycled) -> str:
     """Return what to add to the commands that train further."""
+    start = "restore_file" if upcycled.state.get(OPTIMIZER) else "finetune_from_model"
     given = {name: value for name, value in upcycled.options.items() if value not in (None, 0)}
-    ours = {"checkpoint.finetune_from_model": file, **{f"model.{name}": value for name, value in given.items()}}
-    fairseqs = ["--finetune-from-model", file, *(w for n, v in given.items() for w in (f"--{n.replace('_', '-')}", v))]
-    return f"  moec train:     {as_typed(ours)}\n  fairseq-train:  {shlex.join(map(str, fairseqs))}"
+    ours = {f"checkpoint.{start}": file, **{f"model.{name}": value for name, value in given.items()}}
+    options = {start: file, **given}
+    fairseqs = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    return f"  moec train:     {as_typed(ours)}\n  fairseq-train:  {shlex.join(fairseqs)}"

@@ -196,8 +196,9 @@ def test_training_goes_on_from_the_loss_of_the_dense_model(dense, corpus, tmp_pa
         train(corpus, tmp_path / "other", *flags, max_update=1, base=SPARSE_TRANSFORMER)
 
 
-def test_a_training_continues_with_the_optimizers_state(dense, corpus, tmp_path):
+def test_a_training_continues_with_the_optimizers_state(dense, corpus, tmp_path, capsys):
     state = upcycle(dense["stock"], tmp_path / "up.pt", "--optimizer")
+    assert f"--restore-file {tmp_path / 'up.pt'} --moe-expert-count 4" in capsys.readouterr().out
     flags = ("--restore-file", tmp_path / "up.pt", *given(tmp_path / "up.pt"))
     train(corpus, tmp_path / "on", *flags, max_update=3, base=SPARSE_TRANSFORMER)
     after = load_state(tmp_path / "on" / "checkpoint_last.pt")
