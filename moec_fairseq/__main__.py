@@ -20,7 +20,7 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MODEL_TYPES = ("bpe", "unigram", "char")
 TIERS = ("full", "small")
 METHODS = ("moec", "moec-nodropout", "moe", "dense")  # configs/method
-SUITES = ("layer", "loss", "train", "generate", "prepare", "clean")
+SUITES = ("layer", "loss", "train", "generate", "pretrain", "finetune", "prepare", "clean")
 
 Add = Callable[..., Any]
 
@@ -280,8 +280,8 @@ def _bench(add: Add) -> None:
     add(
         "suite", nargs="?", choices=[*SUITES, "gpu", "all"], default="all",
         help="layer: against a dense block of the same active size and fairscale's MOELayer; loss; train, generate: "
-        "whole models; prepare: your own text to subwords; clean: published text to subwords; gpu: all that a GPU "
-        "has to show, in nine minutes; all: all but gpu (default: all)",
+        "whole models; pretrain, finetune: masked language models; prepare: your own text to subwords; clean: "
+        "published text to subwords; gpu: all that a GPU has to show, in nine minutes; all: all but gpu (default: all)",
     )  # fmt: skip
     add("--json", type=Path, metavar="FILE", help="write every repeat here, and a picture beside it")
     add("--size", choices=("full", "small"), default="full", help="small only shows that it runs (default: full)")
