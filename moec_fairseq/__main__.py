@@ -291,7 +291,7 @@ def _bench(add: Add) -> None:
 
 
 def _study(add: Add) -> None:
-    """Trains and evaluates a grid of configurations, such as methods and seeds, and reports means, spread, a picture.
+    """Trains and evaluates a grid of configurations, such as methods and seeds, and reports means and intervals.
 
     Finished trainings are skipped when the command is given again, interrupted ones are resumed, and failed ones are
     tried again; one that fails does not stop the others.
