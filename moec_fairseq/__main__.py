@@ -30,6 +30,12 @@ def _languages(add: Add, source: str = "", target: str = "") -> None:
     add("--target", metavar="LANG", help=f"language to translate to{target}")
 
 
+def _many_languages(add: Add) -> None:
+    many = "one model for several languages, a comma-separated list, of the messages or of P.en, P.de, P.fr, ..."
+    add("--targets", metavar="LANGS", help=f"translate into {many}")
+    add("--sources", metavar="LANGS", help="translate from several languages into one (default: en), likewise")
+
+
 def _own_text(add: Add) -> None:
     add("--train-prefix", metavar="P", help="your own text: train on P.SOURCE and P.TARGET, such as P.en and P.de")
     add("--valid-prefix", metavar="P", help="validate on this (default: about 1000 sentences of the training text)")
@@ -54,9 +60,7 @@ def _prepare(add: Add) -> None:
     add("--valid-text", type=Path, metavar="FILE", help="validate on this (default: some documents, 1000 sentences)")
     add("--test-text", type=Path, metavar="FILE", help="test on this (default: the same)")
     _languages(add, " (default: that of the recipe, or en)", " (default: that of the recipe, or de)")
-    many = "one model for several languages, a comma-separated list, of the messages or of P.en, P.de, P.fr, ..."
-    add("--targets", metavar="LANGS", help=f"translate into {many}")
-    add("--sources", metavar="LANGS", help="translate from several languages into one (default: en), likewise")
+    _many_languages(add)
     add(
         "--sampling-temperature", type=float, default=1.0, metavar="T",
         help="--targets, --sources: repeat pairs of smaller languages, shares n^(1/T), such as 5 (default: 1, as they "
@@ -197,6 +201,7 @@ def _quickstart(add: Add) -> None:
     is given again; an interrupted training resumes where it was.
     """
     _languages(add, " (default: en)", ": de, fr, es or nl, or that of your own text (default: de)")
+    _many_languages(add)
     _own_text(add)
     add(
         "--model", default="moec", choices=METHODS,

@@ -46,19 +46,19 @@ def write_report(study: Study, cells: Sequence[Cell], out: Path) -> None:
         [labels | _statistics(group, study.columns) for labels, group in groups],
         compact := [labels | _compact(group, study.columns) for labels, group in groups],
     )
-    print(
-        f"\n{markdown_table(compact)}\n\nmeans ± half of their {CONFIDENCE:.0%} confidence intervals, {out / 'table.csv'}"
-    )
+    print(f"\n{markdown_table(compact)}\n")
+    print(f"means ± half of their {CONFIDENCE:.0%} confidence intervals: {out / 'table.csv'} and table.md")
     if differences := _differences(study, groups):
         write_table(
             out / "differences.csv",
             [labels | _statistics(group, study.columns) for labels, group in differences],
             compact := [labels | _compact_differences(group, study.columns) for labels, group in differences],
         )
-        print(f"\n{markdown_table(compact)}\n\ndifferences of the same {study.repeat}, {out / 'differences.csv'}")
+        print(f"\n{markdown_table(compact)}\n")
+        print(f"differences of the same {study.repeat}: {out / 'differences.csv'} and differences.md")
     if study.y:
         draw(study, groups, out / "picture.png")
-        print(f"means and intervals as a picture, {out / 'picture.png'}")
+        print(f"a picture of the means: {out / 'picture.png'}")
 
 
 def _text(value: Any, digits: int = 6) -> str:
