@@ -122,6 +122,19 @@ def _train(add: Add) -> None:
     add("--configs", type=Path, default=ROOT / "configs", help=argparse.SUPPRESS)
 
 
+def _doctor(add: Add) -> None:
+    """Says what cannot work and what will be slow, on this machine and in a training, before it starts.
+
+    One line each: ok, slow (it works, but could work better) or wrong, and what to do. The exit status is 1 if
+    something is wrong. moec train refuses what is wrong by itself.
+    """
+    add("config", nargs="?", metavar="CONFIG", help="as for moec train (default: check the machine only)")
+    add("overrides", nargs="*", metavar="KEY=VALUE", help="as for moec train")
+    add("--processes", type=int, metavar="W", help="processes on each machine (default: one for each GPU, or 1)")
+    add("--nodes", type=int, default=1, metavar="M", help="machines of the job, all like this one (default: 1)")
+    add("--configs", type=Path, default=ROOT / "configs", help=argparse.SUPPRESS)
+
+
 def _search(add: Add) -> None:
     add("--beam", type=int, default=5, metavar="N", help="size of the beam (default: 5)")
     add("--lenpen", type=float, default=1.0, metavar="X", help="above 1: longer output (default: 1)")
@@ -315,6 +328,7 @@ def _study(add: Add) -> None:
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "quickstart": (_quickstart, "moec_fairseq.quickstart:quickstart"),
     "prepare": (_prepare, "moec_fairseq.data.pipeline:prepare"),
+    "doctor": (_doctor, "moec_fairseq.doctor:doctor"),
     "train": (_train, "moec_fairseq.launch:train"),
     "evaluate": (_evaluate, "moec_fairseq.evaluate.pipeline:evaluate"),
     "translate": (_translate, "moec_fairseq.evaluate.translate:translate"),

@@ -120,6 +120,29 @@ def check_data(configuration: Configuration) -> None:
             )
 
 
+def complete(configuration: Configuration, own: Sequence[str]) -> DictConfig:
+    """Return all options of fairseq as a rank will have them, as fairseq-hydra-train completes them.
+
+    Args:
+        configuration: as it was given.
+        own: KEY=VALUE that the launcher gives to the rank; those of the user win.
+    """
+    path = configuration.path
+    with _hydra(path):
+        options = _options(path, _composed(path, [*own, *configuration.overrides]), [])
+
+    def named(content: Any) -> Any:
+        if isinstance(content, dict):
+            return {key: named(value) for key, value in content.items()}
+        # which nobody but hydra's own main function can resolve
+        return content.replace("${hydra:job.config_name}", path.stem) if isinstance(content, str) else content
+
+    unresolved = OmegaConf.create(named(OmegaConf.to_container(options, resolve=False, enum_to_str=True)))
+    config = OmegaConf.create(OmegaConf.to_container(unresolved, resolve=True))
+    OmegaConf.set_struct(config, True)
+    return config
+
+
 @contextmanager
 def _hydra(path: Path) -> Iterator[list[str]]:
     """Let hydra find the files beside this one; yield the groups, of files and of fairseq's classes, to choose from."""
