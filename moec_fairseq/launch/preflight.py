@@ -112,11 +112,6 @@ def findings(job: Job) -> Iterator[Finding]:
     Yields:
         what was found; checks that need what is wrong are left out.
     """
-    num_experts = getattr(job.config.model, "moe_expert_count", 0)
-    shard = None
-    if num_experts > 0:
-        shard, found = _sharing(job, num_experts)
-        yield found
     yield _batch(job)
     if job.gpus:
         yield from _gpus(job)
@@ -136,13 +131,21 @@ def findings(job: Job) -> Iterator[Finding]:
             with shapes_only():
                 model = task.build_model(job.config.model)
                 task.build_criterion(job.config.criterion)
-            if shard is not None and job.world_size > 1:
+            with open_dict(job.config):  # as the trainer does: fine-tuning takes some from its checkpoint
+                job.config.model.update(task.moec_model.options if hasattr(task, "moec_model") else {})
+            if job.world_size > 1 and job.config.model.get("moe_expert_count"):
                 check_options(job.config)
         except (ValueError, AssertionError, FileNotFoundError) as error:
             yield _wrong("model", error)
             return
         except RuntimeError as error:  # of a model that looks at values while it is built
             yield Finding(OK, "model", f"can only be checked by training: {' '.join(str(error).split())}")
+            return
+    shard = None
+    if num_experts := job.config.model.get("moe_expert_count"):
+        shard, found = _sharing(job, num_experts)
+        yield found
+        if shard is None:
             return
     sizes = Sizes.of(model, 1 if shard is None else shard.num_ranks)
     if shard is not None and shard.num_ranks > 1:
@@ -381,7 +384,7 @@ def _lengths(job: Job, task: Any, model: Any) -> Iterator[Finding]:
         positions = utils.resolve_max_positions(*own, *([dataset.max_tokens] if training else []))
         indices = examples.ordered_indices()
         kept, ignored = examples.filter_indices_by_size(indices, positions)
-        longest = np.atleast_1d(np.max(np.asarray(examples.sizes), axis=0)).tolist()
+        longest = _lengths_of(examples).max(axis=0).tolist()
         number = len(kept) + len(ignored)
         text = f"{split}: {number:,} examples, the longest of {' and '.join(map(str, longest))}"
         limits = " and ".join(map(str, positions if isinstance(positions, Sequence) else [positions]))
@@ -405,11 +408,15 @@ def _lengths(job: Job, task: Any, model: Any) -> Iterator[Finding]:
             )  # fmt: skip
 
 
+def _lengths_of(examples: Any) -> Any:
+    """Return the length of each example in subwords, on one side or two: (examples, sides)."""
+    return np.asarray(examples.sizes).reshape(len(examples), -1)
+
+
 def most_epochs(job: Job, examples: Any) -> float:
     """Return the most epochs that a training can have; inf where nothing limits them."""
     size, unit = job.batch
-    sizes = np.asarray(examples.sizes)
-    content = len(sizes) if unit == "examples" else int(np.sum(sizes.reshape(len(sizes), -1).max(axis=1)))
+    content = len(examples) if unit == "examples" else int(_lengths_of(examples).max(axis=1).sum())
     updates = max(1, content // (size * job.update_freq * job.world_size))  # in an epoch, if no batch had padding
     options = job.config.optimization
     by_updates = math.ceil(options.max_update / updates) if options.max_update > 0 else math.inf

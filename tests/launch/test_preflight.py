@@ -1,6 +1,7 @@
 """What is found before a training starts, with answers known by hand."""
 
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,8 @@ from moec_fairseq.launch.configuration import configure
 from moec_fairseq.launch.preflight import PUBLISHED, Bytes, Sizes, findings, kept_checkpoints, most_epochs
 from moec_fairseq.launch.ranks import planned
 from moec_fairseq.util import machine
+from tests.texts import MASKED_LM, SPARSE, built, write_pairs, write_text
+from tests.whole_trainings import train
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 LANGUAGES = ["task.source_lang=src", "task.target_lang=tgt"]
@@ -57,7 +60,7 @@ def of_reversal(data, *overrides, **options):
 def test_all_is_well(reversal_data):
     seen = of_reversal(reversal_data)
     assert not [finding for finding in seen.values() if finding.state != "ok"]
-    assert list(seen) == ["experts", "batch", "dictionary", "lengths", "memory", "disk"]
+    assert list(seen) == ["batch", "experts", "dictionary", "lengths", "memory", "disk"]
     assert seen["memory"].text == (
         f"{16 * (SHARED + 8 * EXPERT) / MIB:.1f} MiB for {SHARED + 8 * EXPERT:,} parameters, 16 bytes each with "
         "gradient and adam, and activations; there are 8.0 GiB"
@@ -267,11 +270,19 @@ def test_disk(monkeypatch, tmp_path):
     assert disk(13 * size - 1).state == "ok"
 
 
+class Examples(list):
+    """Sizes of examples."""
+
+    @property
+    def sizes(self):
+        return list(self)
+
+
 def test_epochs():
     job = job_of(3, update_freq=2, max_tokens=100, optimization={"max_update": 100, "max_epoch": 0})
-    pairs = SimpleNamespace(sizes=[[10, 20], [30, 5]] * 60)  # 50 for each two, because the longer side counts
+    pairs = Examples([[10, 20], [30, 5]] * 60)  # 50 for each two, because the longer side counts
     assert most_epochs(job, pairs) == 100 / (3000 // 600)
-    assert most_epochs(job, SimpleNamespace(sizes=[50] * 60)) == 20
+    assert most_epochs(job, Examples([50] * 60)) == 20
     job.config.optimization.max_epoch = 7
     assert most_epochs(job, pairs) == 7
     job.batch = (2, "examples")
@@ -348,3 +359,22 @@ def test_moec_train_refuses_what_is_wrong(reversal_data, monkeypatch, tmp_path):
     ):
         ranks.train(overrides=given, **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_fine_tuning_takes_the_options_of_the_checkpoint(tmp_path):
+    pretrained = write_text(tmp_path / "text", train=40, valid=8), tmp_path / "pretrained"
+    train(*pretrained, *MASKED_LM, "--moe-expert-count", 4, "--moec-cluster-count", 1, max_update=1, base=SPARSE)
+    given = [
+        f"task.data={write_pairs(tmp_path / 'pairs', train=40, valid=8)}", "task.max_positions=32",
+        f"checkpoint.finetune_from_model={pretrained[1] / 'checkpoint_last.pt'}",
+    ]  # fmt: skip
+    seen = found(*given, config="glue_rte")
+    assert not [finding for finding in seen.values() if finding.state == "wrong"]
+    # 4 experts, once in two layers: a norm, W1, b1, W2, b2
+    experts = 4 * (2 * 16 + 16 * 32 + 32 + 32 * 16 + 16)
+    built_before = built(pretrained[0], *MASKED_LM, "--moe-expert-count", 4, "--moec-cluster-count", 1)
+    assert sum(p.numel() for layer in built_before.model.moe_layers for p in layer.experts.parameters()) == experts
+    number = int(re.search(r"for ([\d,]+) parameters", seen["memory"].text)[1].replace(",", ""))
+    head = 16 * 16 + 16 + 2 * 16 + 2  # of two classes
+    assert number == sum(p.numel() for p in built_before.model.parameters()) + head
+    assert seen["lengths"].text.startswith("valid: 8 examples, the longest of 7 subwords, positions for 32")
