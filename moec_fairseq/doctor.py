@@ -51,7 +51,7 @@ def examined(
     except ValueError as error:
         yield Finding(WRONG, "options", str(error).rstrip("."))
         return
-    yield Finding(OK, "options", f"{job.configuration.path} understood")
+    yield Finding(OK, "options", f"all of {config} are known")
     yield gpus(job.gpus, asked=job.configuration.values["common.cpu"])
     if not job.gpus:
         yield from of_cpu(job.here)

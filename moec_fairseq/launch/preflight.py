@@ -457,7 +457,9 @@ def _disk(job: Job, sizes: Sizes, epochs: float) -> Finding:
     number = kept_checkpoints(job.config, epochs)
     text = f"{_gib(room)} for checkpoints of {_gib(size)} each in {folder}"
     fit = room // size
-    limit = f"checkpoint.keep_last_epochs={max(1, fit - 4)}, checkpoint.keep_interval_updates=1"
+    of_updates = job.config.checkpoint.save_interval_updates > 0
+    limit = f"checkpoint.keep_last_epochs={max(1, fit - 3 - of_updates)}"  # best, last and the one being written, too
+    limit += " checkpoint.keep_interval_updates=1" if of_updates else ""
     if number == math.inf:
         return Finding(SLOW, "disk", f"{text}, of which all are kept, and {fit:,} fit; give {limit}")
     if number * size > room:

@@ -259,7 +259,9 @@ def test_disk(monkeypatch, tmp_path):
     assert disk(13 * size).state == "ok" and "of which up to 13 are kept" in disk(13 * size).text
     short = disk(13 * size - 1)
     assert short.state == "wrong"
-    assert "up to 13 are kept, and 12 fit; make room, or give checkpoint.keep_last_epochs=8" in short.text
+    assert "up to 13 are kept, and 12 fit; make room, or give checkpoint.keep_last_epochs=9, or another" in short.text
+    both = disk(13 * size - 1, save_interval_updates=5)
+    assert "give checkpoint.keep_last_epochs=8 checkpoint.keep_interval_updates=1, or" in both.text
     assert disk(13 * size - 1, keep_last_epochs=9).state == disk(13 * size - 1, epochs=9).state == "ok"
     unlimited = disk(13 * size, math.inf, keep_last_epochs=-1)
     assert (
@@ -377,4 +379,5 @@ def test_fine_tuning_takes_the_options_of_the_checkpoint(tmp_path):
     number = int(re.search(r"for ([\d,]+) parameters", seen["memory"].text)[1].replace(",", ""))
     head = 16 * 16 + 16 + 2 * 16 + 2  # of two classes
     assert number == sum(p.numel() for p in built_before.model.parameters()) + head
-    assert seen["lengths"].text.startswith("valid: 8 examples, the longest of 7 subwords, positions for 32")
+    # <s> a b </s> </s> a b </s>
+    assert seen["lengths"].text == "valid: 8 examples, the longest of 8 subwords, positions for 32"
