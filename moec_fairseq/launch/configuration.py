@@ -14,6 +14,7 @@ from typing import Any
 
 from fairseq.dataclass.configs import FairseqConfig
 from fairseq.dataclass.initialize import add_defaults, hydra_init
+from fairseq.dataclass.utils import omegaconf_no_object_check
 from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_DATACLASS_REGISTRY
 from fairseq.registry import REGISTRIES
 from fairseq.tasks import TASK_REGISTRY
@@ -137,8 +138,9 @@ def complete(configuration: Configuration, own: Sequence[str]) -> DictConfig:
         # which nobody but hydra's own main function can resolve
         return content.replace("${hydra:job.config_name}", path.stem) if isinstance(content, str) else content
 
-    unresolved = OmegaConf.create(named(OmegaConf.to_container(options, resolve=False, enum_to_str=True)))
-    config = OmegaConf.create(OmegaConf.to_container(unresolved, resolve=True))
+    with omegaconf_no_object_check():
+        unresolved = OmegaConf.create(named(OmegaConf.to_container(options, resolve=False, enum_to_str=True)))
+        config = OmegaConf.create(OmegaConf.to_container(unresolved, resolve=True))
     OmegaConf.set_struct(config, True)
     return config
 

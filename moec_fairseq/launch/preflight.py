@@ -40,8 +40,10 @@ PUBLISHED = {
 # forms of the variance loss that grow with the square of the tokens of all processes
 GROWING_FORMS = ("global", "intra", "intra_inter", "intra_inter_sorted")
 VOCABULARY = 32_000  # assumed as long as there are no data
-# tasks whose data are a dictionary for each language, or one, and sentences
+# whose data are a dictionary for each language, or one, and sentences
 WITHOUT_DATA = ("translation", "masked_lm")
+# whose data can be loaded as a whole, and say how long they are
+TASKS = (*WITHOUT_DATA, "sentence_prediction")
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def findings(job: Job) -> Iterator[Finding]:
     if shard is not None and shard.num_ranks > 1:
         yield _traffic(job, shard, model)
     epochs = math.inf
-    if has_data:
+    if has_data and job.config.task._name in TASKS:
         yield from _dictionaries(job, task)
         try:
             yield from _lengths(job, task, model)
