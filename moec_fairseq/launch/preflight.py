@@ -137,11 +137,11 @@ def findings(job: Job) -> Iterator[Finding]:
                 job.config.model.update(task.moec_model.options if hasattr(task, "moec_model") else {})
             if job.world_size > 1 and job.config.model.get("moe_expert_count"):
                 check_options(job.config)
-        except (ValueError, AssertionError, FileNotFoundError) as error:
-            yield _wrong("model", error)
-            return
-        except RuntimeError as error:  # of a model that looks at values while it is built
-            yield Finding(OK, "model", f"can only be checked by training: {' '.join(str(error).split())}")
+        except (ValueError, AssertionError, FileNotFoundError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) or not str(error):  # it may look at values while it is built
+                yield Finding(OK, "model", f"can only be checked by training ({error!r:.200})")
+            else:
+                yield _wrong("model", error)
             return
     shard = None
     if num_experts := job.config.model.get("moe_expert_count"):
@@ -189,7 +189,7 @@ def _sharing(job: Job, num_experts: int) -> tuple[Shard | None, Finding]:
         SLOW,
         "experts",
         f"{has}, so that some clusters are on several, which expert dropout leaves with more or less to do; give "
-        f"--processes {' or '.join(map(str, together[-3:]))}, or {job.world_size} or more clusters "
+        f"--processes {' or '.join(map(str, together[-3:]))}, or {shard.num_ranks} or more clusters "
         "(model.moec_cluster_count)",
     )
 
@@ -215,18 +215,19 @@ def _gpus(job: Job) -> Iterator[Finding]:
     common = job.config.common
     if job.world_size > 1 and not dist.is_nccl_available():
         yield Finding(WRONG, "NCCL", "this torch has no NCCL, by which GPUs send to each other; install one with CUDA")
-    has_bfloat16 = all(gpu.capability >= 8 for gpu in machine.gpus() or [machine.Gpu("", 0, 0)])
-    advice = (
-        "common.fp16=false common.bf16=true" if has_bfloat16 else "common.fp16=true common.fp16_no_flatten_grads=true"
-    )
-    if common.bf16 or (common.fp16 and not has_bfloat16):
-        yield Finding(OK, "precision", "bfloat16" if common.bf16 else "float16")
-    elif common.fp16:
-        yield Finding(
-            SLOW, "precision", f"float16 needs a loss scale, and experts are faster in bfloat16; give {advice}"
-        )
+    there = machine.gpus()
+    has_bfloat16 = bool(there) and all(gpu.capability >= 8 for gpu in there)
+    bfloat16, float16 = "common.fp16=false common.bf16=true", "common.fp16=true common.fp16_no_flatten_grads=true"
+    if common.bf16 or common.memory_efficient_bf16:
+        yield Finding(OK, "precision", "bfloat16")
+    elif common.amp:
+        yield Finding(OK, "precision", "mixed")
+    elif not (common.fp16 or common.memory_efficient_fp16):
+        yield Finding(SLOW, "precision", f"float32; give {bfloat16 if has_bfloat16 else float16}")
+    elif has_bfloat16:
+        yield Finding(SLOW, "precision", f"float16, which needs a loss scale; experts are faster with {bfloat16}")
     else:
-        yield Finding(SLOW, "precision", f"float32, or --amp, is slower than half precision; give {advice}")
+        yield Finding(OK, "precision", "float16")
 
 
 def _batch(job: Job) -> Finding:
@@ -366,7 +367,8 @@ def _dictionaries(job: Job, task: Any) -> Iterator[Finding]:
         yield Finding(
             SLOW,
             "dictionary",
-            f"joint, {number:,} subwords, but there are three embeddings of each; give model.share_all_embeddings=true",
+            f"joint, {number:,} subwords, but source and target have embeddings of their own; give "
+            "model.share_all_embeddings=true",
         )
 
 

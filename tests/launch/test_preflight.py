@@ -107,6 +107,7 @@ def job_of(world_size, name="mine", gpus=0, update_freq=1, max_tokens=4096, **gr
     (12, 4, 6, "slow", "give --processes 1 or 2 or 4, or 6 or more clusters"),
     (12, 4, 3, "slow", "4 on each of 3 processes, so that some clusters are on several"),
     (4, 4, 8, "ok", "1 on each of 4 processes, no cluster on several"),
+    (8, 2, 16, "slow", "give --processes 1 or 2, or 8 or more clusters"),
     (8, 2, 1, "ok", "all in one process"),
     (8, 2, 3, "wrong", "8 experts (--moe-expert-count) cannot be shared by 3 processes; use 1, 2, 4, 8 processes"),
 ])  # fmt: skip
@@ -149,14 +150,16 @@ def test_published_batches_are_those_of_the_files(config):
 
 
 @pytest.mark.parametrize("options, capability, state, words", [
-    ({"fp16": True}, 9.0, "slow", "give common.fp16=false common.bf16=true"),
-    ({"fp16": True}, 7.5, "ok", "float16"),
+    ({"fp16": True}, 9.0, "slow", "experts are faster with common.fp16=false common.bf16=true"),
+    ({"memory_efficient_fp16": True}, 7.5, "ok", "float16"),
     ({"bf16": True}, 9.0, "ok", "bfloat16"),
+    ({"amp": True}, 9.0, "ok", "mixed"),
+    ({}, 9.0, "slow", "float32; give common.fp16=false common.bf16=true"),
     ({}, 7.5, "slow", "give common.fp16=true common.fp16_no_flatten_grads=true"),
 ])  # fmt: skip
 def test_precision_on_gpus(monkeypatch, options, capability, state, words):
     gpus(monkeypatch, 2, capability=capability)
-    job = job_of(2, gpus=2, common={"fp16": False, "bf16": False} | options)
+    job = job_of(2, gpus=2, **options_of(**options))
     (seen,) = preflight._gpus(job)
     assert (seen.state, seen.subject) == (state, "precision") and words in seen.text
     monkeypatch.setattr(preflight.dist, "is_nccl_available", lambda: False)
@@ -340,6 +343,7 @@ def test_without_data_a_usual_vocabulary_is_assumed():
 @pytest.mark.parametrize("overrides, words", [
     (["model.moec_cluster_count=3"], "4 experts (--moe-expert-count) cannot form 3 clusters"),
     (["model.moec_cluster_count=4"], "--moec-variance intra_cv compares the experts of a cluster"),
+    (["model.encoder_attention_heads=3"], "embed_dim must be divisible by num_heads"),
     (["model.encoder_moe_layers='2'"], "--encoder-moe-layers names layer 2, which the encoder does not have"),
     (["checkpoint.write_checkpoints_asynchronously=true"], "--write-checkpoints-asynchronously would leave"),
 ])  # fmt: skip
