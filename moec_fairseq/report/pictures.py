@@ -144,7 +144,8 @@ def curves(models: Sequence[Reported]) -> Figure | None:
             for history, prefix, style in ((model.train, "", "-"), (model.valid, "valid_", "--")):
                 points = sorted((update, row[prefix + name]) for update, row in history.items() if prefix + name in row)
                 if points:
-                    label = f"{model.name}, {'validation' if prefix else 'training'}"
+                    name_as_text = model.name.replace("$", r"\$")  # or matplotlib takes it for a formula
+                    label = f"{'validation' if prefix else 'training'}, {name_as_text}"
                     axes.plot(*zip(*points, strict=True), style, color=f"C{number}", label=label, linewidth=1.2)
         axes.set_title(title, fontsize="medium")
         axes.grid(alpha=0.3)

@@ -21,7 +21,7 @@ from .made import END, TWO_PAIRS, reading
 
 EVIL = "▁<script>document.title='bad'</script>"
 SYMBOLS = ("▁a", EVIL, "▁\"'&amp;<b>", "▁x")  # 4 to 7
-NAME = "<img src=x.png onerror=\"document.title='bad'\">"
+NAME = "_$x$<img src=x.png onerror=\"document.title='bad'\">"
 SENTENCES = [([4, 5, 6, 7, END], [6, 5, END]), ([7, END], [5, 5, END])] * 3
 HISTORY = {10: {"loss": 5.0, "moe_balance": 1.5}, 20: {"loss": 4.0, "moe_balance": 1.25}}
 VALID = {20: {"valid_loss": 4.5, "valid_moe_balance": 1.75}}
