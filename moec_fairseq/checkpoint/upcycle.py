@@ -164,7 +164,7 @@ def _upcycled(path: Path, state: State, blocks: Blocks, clusters: ExpertClusters
     }
     of_optimizer = {name: state[OPTIMIZER]["state"].get(index, {}) for index, (name, _) in
                     contents.optimizer_parameters(state).items()}  # fmt: skip
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(group(state, "common").get("seed") or 1))
         model, options = build_with_experts(path, state, changes)
         before = dict(state["model"])
@@ -173,17 +173,19 @@ def _upcycled(path: Path, state: State, blocks: Blocks, clusters: ExpertClusters
             raise ValueError(f"{path} would get no block: none of its layers was chosen; give --encoder-moe-layers")
         if noise and not had_expert and options["moec_layout"] == "inserted":
             raise ValueError("--noise is for copied blocks, but inserted ones begin as the identity; leave it out")
-        origins: dict[str, str] = {}
+        origins = {name: origin for block in names for name, origin in _origins(block, before).items()}
+        expected = model.state_dict()  # type: ignore[attr-defined]
+        copied = set(origins.values())
+        wrong = (expected.keys() ^ state["model"].keys()) - copied | (copied - before.keys())
+        if wrong := {name for name in wrong if not contents.BUFFER.fullmatch(name)}:
+            raise ValueError(f"{path} has other parameters than its options say: {', '.join(sorted(wrong))}")
         for block in names:
-            origins |= _origins(block, before)
             _fill(state["model"], block, before, clusters, noise)
-    expected = model.state_dict()  # type: ignore[attr-defined]
-    wrong = [name for name in expected.keys() ^ state["model"].keys() if not contents.BUFFER.fullmatch(name)]
-    if wrong := sorted(set(wrong) - set(origins.values())):
-        raise ValueError(f"{path} has other parameters than its options say: {', '.join(wrong)}")
     # in the order of the model's, by which optimizers know parameters
     state["model"] = {name: state["model"].get(name, value) for name, value in expected.items()}
-    model.load_state_dict(state["model"])
+    for name, value in expected.items():
+        if value.shape != (found := state["model"][name].shape):
+            raise ValueError(f"{path}: {name} has the shape {tuple(found)}, but its options say {tuple(value.shape)}")
     if isinstance(state.get("cfg"), dict):
         state["cfg"]["model"] = options
     else:
@@ -214,7 +216,8 @@ def _fill(
     for name, origin in origins.items():
         value = before[origin]
         if MARK in name:
-            copies_N = value.float().expand(model[name].shape)
+            one = value[0] if origin == name else value
+            copies_N = one.float().expand(clusters.num_experts, *one.shape)
             model[name] = _apart(copies_N, clusters, noise).to(value.dtype)
         elif name.endswith(EMBEDDINGS):
             (embedding_K,) = value.float()

@@ -31,6 +31,7 @@ from moec_fairseq.compat.versions import compose, initialize_config_dir
 
 USER_DIR = Path(moec_fairseq.__path__[0])
 MISSING = "???"
+_IN_DOUBLE = re.compile(r"[^\"$`\\!]*'[^\"$`\\!]*")
 WORD = re.compile(r"(?!(?:true|false|null|nan|inf)$)[a-z_/][\w./-]*", re.IGNORECASE)  # text that hydra takes as such
 # hints of hydra for other uses than ours, and of omegaconf for programmers
 _ASIDE = re.compile(
@@ -164,7 +165,9 @@ def as_typed(overrides: Mapping[str, Any]) -> str:
     def shown(value: Any) -> Any:
         return value if isinstance(value, (bool, int, float)) or WORD.fullmatch(str(value)) else quoted(value)
 
-    return shlex.join(f"{name}={shown(value)}" for name, value in overrides.items())
+    words = [f"{name}={shown(value)}" for name, value in overrides.items()]
+    # hydra's quotation marks are single ones, which double ones keep
+    return " ".join(f'"{word}"' if _IN_DOUBLE.fullmatch(word) else shlex.quote(word) for word in words)
 
 
 def _kinds() -> dict[str, Iterable[str]]:

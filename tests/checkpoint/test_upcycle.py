@@ -263,6 +263,18 @@ def test_a_model_of_another_kind_or_with_experts_is_refused(dense, tmp_path):
         upcycle(dense["stock"], tmp_path / "up.pt")
         upcycle(tmp_path / "up.pt", tmp_path / "twice.pt")
     state = load_state(dense["stock"])
+    options = vars(state["cfg"]["model"])
+    options["encoder_ffn_embed_dim"] += 8
+    torch.save(state, tmp_path / "sizes.pt")
+    with pytest.raises(
+        ValueError, match="sizes.pt: encoder.layers.0.fc1.weight has the shape .24, 16., but its options"
+    ):
+        upcycle(tmp_path / "sizes.pt", tmp_path / "other.pt")
+    del state["model"]["encoder.layers.1.fc2.bias"], state["model"]["encoder.layers.2.fc1.bias"]
+    torch.save(state, tmp_path / "lacks.pt")
+    message = "lacks.pt has other parameters than its options say: encoder.layers.1.fc2.bias, encoder.layers.2.fc1.bias"
+    with pytest.raises(ValueError, match=message):
+        upcycle(tmp_path / "lacks.pt", tmp_path / "other.pt")
     state["cfg"]["model"] = {"_name": "lstm"}
     torch.save(state, tmp_path / "lstm.pt")
     with pytest.raises(ValueError, match="lstm.pt is a lstm; give the checkpoint of a transformer or roberta"):
