@@ -16,7 +16,7 @@ setup(
     license="MIT",
     license_files=["LICENSE"],
     packages=find_packages(include=["moec_fairseq", "moec_fairseq.*"]),
-    package_data={"moec_fairseq": ["py.typed"]},
+    package_data={"moec_fairseq": ["py.typed", "report/page.html"]},
     entry_points={"console_scripts": ["moec=moec_fairseq.__main__:main"]},
     python_requires=">=3.10",
     install_requires=[
@@ -29,6 +29,7 @@ setup(
         "torch>=1.13",
         "fairscale==0.4.13",
         "filelock>=3.4",
+        "jinja2>=3.0",
         "lxml>=4.9",
         "matplotlib>=3.6",
         "polib>=1.2",

@@ -10,6 +10,7 @@ import inspect
 import logging
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -142,6 +143,20 @@ def _search(add: Add) -> None:
     add("--cpu", action="store_true", help="do not use a GPU")
 
 
+def _data_and_languages(add: Add) -> None:
+    add(
+        "--data", type=Path, metavar="DIR",
+        help="of moec prepare, or any binary data of fairseq, also several as DIR:DIR (default: that of the training)",
+    )  # fmt: skip
+    add("--source-lang", metavar="SRC", help="language to translate from, where model and data leave a choice")
+    add("--target-lang", metavar="TGT", help="language to translate to, likewise")
+
+
+def _text(add: Add) -> None:
+    add("--test-set", metavar="NAME", help="a test set of sacrebleu, such as wmt14/full, instead")
+    add("--input", type=Path, dest="text", metavar="FILE", help="plain text to translate instead")
+
+
 def _evaluate(add: Add) -> None:
     """From the checkpoints of a training to scores that others can compare: merges, averages, translates, scores.
 
@@ -161,15 +176,9 @@ def _evaluate(add: Add) -> None:
         help="which of them, where DIR has checkpoint3.pt and checkpoint_3_80.pt",
     )  # fmt: skip
     add("--best", action="store_true", help="checkpoint_best.pt instead of a mean")
-    add(
-        "--data", type=Path, metavar="DIR",
-        help="of moec prepare, or any binary data of fairseq, also several as DIR:DIR (default: that of the training)",
-    )  # fmt: skip
-    add("--source-lang", metavar="SRC", help="language to translate from, where model and data leave a choice")
-    add("--target-lang", metavar="TGT", help="language to translate to, likewise")
+    _data_and_languages(add)
     add("--subset", metavar="NAME", help="part of the data, such as valid (default: test)")
-    add("--test-set", metavar="NAME", help="a test set of sacrebleu, such as wmt14/full, instead")
-    add("--input", type=Path, dest="text", metavar="FILE", help="plain text to translate instead")
+    _text(add)
     add(
         "--references", type=Path, nargs="+", default=[], metavar="FILE",
         help="one or several translations of it; also for binary data of others, which have <<unk>> for unknown words",
@@ -204,6 +213,43 @@ def _translate(add: Add) -> None:
     add("--batch-size", type=int, metavar="N", help="sentences of a batch (default: as --max-tokens says)")
     add("--n-best", type=int, default=1, metavar="N", help="translations of each sentence, best first (default: 1)")
     add("--score", action="store_true", help="write the log-probability per subword and a tab before each translation")
+
+
+def _report(add: Add) -> None:
+    """Shows what the experts of a model do with a test set: a page with tables and pictures, and the numbers as files.
+
+    How much each expert and cluster gets, which words and positions, whether the experts of a cluster resemble each
+    other, sentences coloured by cluster, and, where there is a log, the course of the training. The page needs no
+    network.
+    """
+    add(
+        "model", type=Path, metavar="MODEL",
+        help="the save_dir of a training, a checkpoint, or the folder of the quickstart",
+    )  # fmt: skip
+    add("--against", type=Path, metavar="OTHER", help="a second model, or another moment of the same, side by side")
+    add(
+        "--log", type=Path, nargs="+", default=[], metavar="FILE",
+        help="rank-0.log of the training, and of that of OTHER (default: those beside the checkpoints)",
+    )  # fmt: skip
+    _data_and_languages(add)
+    add(
+        "--subset",
+        metavar="NAME",
+        help="part of the data, such as valid (default: test; valid if it does not translate)",
+    )
+    _text(add)
+    add(
+        "--references",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="its translation (default: the model's own)",
+    )
+    add("--sentences", type=int, default=20, metavar="N", help="sentences to show, in each direction (default: 20)")
+    add("--max-tokens", type=int, default=4096, metavar="N", help="of a batch (default: 4096)")
+    add("--cpu", action="store_true", help="do not use a GPU")
+    add("--out", type=Path, metavar="DIR", help="all results (default: report/CHECKPOINT-SET beside the checkpoint)")
 
 
 def _quickstart(add: Add) -> None:
@@ -256,7 +302,7 @@ def _glue(add: Add) -> None:
 
 
 def _checkpoint(add_command: Callable[..., Add]) -> None:
-    """Merges, reshards, averages and describes checkpoints whose experts are spread over ranks.
+    """Merges, reshards, averages and describes checkpoints of any number of ranks; adds experts and takes them away.
 
     Training on several processes writes a checkpoint as NAME-rank-0.pt, NAME-rank-1.pt, ..., each with its own experts.
     Wherever CHECKPOINT is asked for, NAME.pt, NAME or one of these files is right.
@@ -289,6 +335,58 @@ def _checkpoint(add_command: Callable[..., Add]) -> None:
     )
     add("--merge", action="store_true", help="write one file; default: as many as the last checkpoint")
     add("--out", type=Path, required=True, metavar="NAME.pt")
+
+    add = add_command("upcycle", "moec_fairseq.checkpoint.upcycle:upcycle", "a trained dense model gets experts")
+    add(
+        "dense",
+        type=Path,
+        metavar="DENSE",
+        help="a Transformer or RoBERTa of fairseq, or of ours without experts or dense",
+    )
+    add("--experts", type=int, required=True, metavar="N", help="in each MoE block")
+    add("--clusters", type=int, required=True, metavar="C", help="that the experts of a block form")
+    add("--out", type=Path, required=True, metavar="NAME.pt")
+    add(
+        "--layout", choices=("replaced", "inserted"),
+        help="experts are copies of the feed-forward blocks that they replace (default), or new and the identity",
+    )  # fmt: skip
+    for stack in ("encoder", "decoder"):
+        add(
+            f"--{stack}-moe-layers",
+            metavar="LIST",
+            help="numbers from 1, with commas, or none (default: the middle layer)",
+        )
+    add("--sublayers", type=int, metavar="N", help="blocks in an expert (default: 1; inserted: as in the model, or 3)")
+    add(
+        "--noise", type=float, default=0.0, metavar="X",
+        help="of copies, relative to the size of parameters, such as 0.01: clusters differ by it, the experts of a "
+        "cluster by a tenth (default: 0, all are equal)",
+    )  # fmt: skip
+    add("--optimizer", action="store_true", help="copy the optimizer's state, too, for --restore-file")
+
+    add = add_command("prune", "moec_fairseq.checkpoint.prune:prune", "drop or merge the experts that are worth least")
+    add(
+        "model", type=Path, metavar="MODEL",
+        help="a checkpoint, the save_dir of a training, or the folder of the quickstart",
+    )  # fmt: skip
+    add("--keep", type=int, metavar="K", help="experts of each layer that stay")
+    add("--share", type=float, metavar="S", help="share of the experts that stays instead, rounded down, such as 0.5")
+    add("--curve", action="store_true", help="instead, evaluate models of all experts, half of them, ... down to one")
+    add(
+        "--by", choices=("load", "similarity", "loss"), default="load",
+        help="what goes: experts with the fewest tokens; of the two whose outputs are most similar, that with fewer "
+        "tokens; experts without which the loss increases least (default: load)",
+    )  # fmt: skip
+    add(
+        "--scope", choices=("cluster", "layer"), default="cluster",
+        help="experts compete within each cluster, or within the layer, and then form one cluster (default: cluster)",
+    )  # fmt: skip
+    add("--merge", action="store_true", help="average experts that go into those that get their tokens")
+    add("--data", type=Path, metavar="DIR", help="of moec prepare, or binary data (default: that of the training)")
+    add("--subset", default="valid", metavar="NAME", help="part of the data to compare experts on (default: valid)")
+    add("--max-tokens", type=int, default=4096, metavar="N", help="of a batch (default: 4096)")
+    add("--cpu", action="store_true", help="do not use a GPU")
+    add("--out", type=Path, required=True, metavar="NAME.pt", help="the new checkpoint; --curve: a folder")
 
     add_one("info", "ranks, experts, sizes; fails when files are missing or corrupt", optimizer=False)
 
@@ -332,6 +430,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "train": (_train, "moec_fairseq.launch:train"),
     "evaluate": (_evaluate, "moec_fairseq.evaluate.pipeline:evaluate"),
     "translate": (_translate, "moec_fairseq.evaluate.translate:translate"),
+    "report": (_report, "moec_fairseq.report:report"),
     "glue": (_glue, "moec_fairseq.glue:glue"),
     "checkpoint": (_checkpoint, ""),
     "study": (_study, "moec_fairseq.study:study"),
@@ -410,6 +509,8 @@ def main() -> int:
     """Run a command; a mistake in what the user gave becomes one line on stderr and exit status 1."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     logging.disable(logging.INFO)  # what libraries say in this process; commands of fairseq run in others
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
     try:
         run(sys.argv[1:])
     except (ValueError, RuntimeError, OSError) as error:

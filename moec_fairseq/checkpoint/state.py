@@ -385,7 +385,7 @@ def expert_tensors(state: State) -> dict[Place, Tensor]:
     for key, tree in state.items():
         if key != OPTIMIZER:
             found.update(_named_experts(tree, (key,)))
-    for index, (name, parameter) in _optimizer_parameters(state).items():
+    for index, (name, parameter) in optimizer_parameters(state).items():
         for key, tensor in _optimizer_tensors(state, index).items() if MARK in name else ():
             if tensor.shape != parameter.shape:
                 raise ValueError(
@@ -410,7 +410,7 @@ def _named_experts(tree: object, place: Place) -> Iterator[tuple[Place, Tensor]]
                 yield from _named_experts(value, (*place, key))
 
 
-def _optimizer_parameters(state: State) -> dict[int, tuple[str, Tensor]]:
+def optimizer_parameters(state: State) -> dict[int, tuple[str, Tensor]]:
     """Return name and value of the parameter that each number in the optimizer's state stands for.
 
     torch numbers the trainable parameters of model and criterion in their order, which is that of the state dict.

@@ -63,7 +63,7 @@ def reshard(checkpoint: Path, ranks: int, out: str, optimizer: bool = True) -> N
     source = open_checkpoint(checkpoint, optimizer)
     into_folder = out.endswith(os.sep) or Path(out).is_dir()
     path = Path(out) / source.path.name if into_folder else whole_path(Path(out))
-    files = _write(source, path, ranks, partial(assemble, source))
+    files = write_ranks(source, path, ranks, partial(assemble, source))
     print(f"{listed(source.ranks)} -> {listed(files)}")
 
 
@@ -95,11 +95,11 @@ def average(
     sources = [open_checkpoint(path, optimizer=False) for path in checkpoints]
     _check_one_model(sources)
     ranks = 1 if merge else len(sources[-1].ranks)
-    files = _write(sources[-1], whole_path(out), ranks, partial(_mean, sources))
+    files = write_ranks(sources[-1], whole_path(out), ranks, partial(_mean, sources))
     print(f"mean of {', '.join(str(source.path) for source in sources)} -> {listed(files)}")
 
 
-def _write(source: Checkpoint, path: Path, ranks: int, content: Callable[[range], State]) -> list[Path]:
+def write_ranks(source: Checkpoint, path: Path, ranks: int, content: Callable[[range], State]) -> list[Path]:
     """Write what ``content`` makes for the experts of each rank; return the files."""
     shards = [shard_of(source.num_experts, ranks, rank) for rank in range(ranks)]
 

@@ -7,7 +7,7 @@ its file complete under its temporary name, and renames it before it resumes.
 import logging
 import math
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -259,11 +259,33 @@ def own_experts(trainer: Any, files: Files, optimizer: bool) -> Iterator[None]:
                 f"{files.path} has {saved} experts in a layer, but the model to be trained {wanted}; give "
                 f"--moe-expert-count {saved} (model.moe_expert_count){start}, or another checkpoint."
             )
+    if model.moe_layers:
+        check_experts(files.path, contents.group(state, "model"), trainer.cfg.model)
     if fits:
         check_ranks(own, world_size)
     # apart from the files, in which torch leaves tensors until they are used
     with replaced_by(trainer, own, None if fits else lambda *_, **__: apply_to_sample(torch.clone, state)):
         yield
+
+
+def check_experts(path: Path, saved: Mapping[str, Any], wanted: Any) -> None:
+    """Refuse to take experts over into a model in which their parameters would mean something else.
+
+    Args:
+        path: of the checkpoint.
+        saved: options of the model in the checkpoint; those of an older version have their defaults.
+        wanted: options of the model to be trained; None: as in the checkpoint.
+
+    Raises:
+        ValueError: says what to give.
+    """
+    for name in ("moec_router", "moec_layout", "moec_expert_norm", "moec_sublayers"):
+        here, there = getattr(wanted, name, None), saved.get(name)
+        if None not in (here, there) and str(here) != str(there):
+            option = f"--{name.replace('_', '-')} {there} (model.{name}={there})"
+            raise ValueError(
+                f"{path} has {name}={there}, but the model to be trained {here}; give {option}, or another checkpoint."
+            )
 
 
 @contextmanager
@@ -288,7 +310,7 @@ def _with_new_blocks(trainer: Any, path: Path) -> Callable[..., Any]:
     if any(isinstance(module, MoEFeedForward) for module in trainer.task.moec_model.modules()):
         raise ValueError(
             f"{path} has no experts, and with --moec-layout replaced new ones would take the place of its feed-forward "
-            "blocks; give --moec-layout inserted (model.moec_layout), or a checkpoint with experts."
+            "blocks; give --moec-layout inserted (model.moec_layout), or what moec checkpoint upcycle makes of it."
         )
     read = checkpoint_utils.load_checkpoint_to_cpu
 

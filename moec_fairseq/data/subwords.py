@@ -283,7 +283,13 @@ def _preprocess(folder: Path, workers: int, *arguments: object) -> None:
 
 
 def binarise_sentences(
-    sentences: Iterable[str], model: Path, dictionaries: Sequence[Path], source: str, target: str, out: Path
+    sentences: Iterable[str],
+    model: Path,
+    dictionaries: Sequence[Path],
+    source: str,
+    target: str,
+    out: Path,
+    translations: Iterable[str] | None = None,
 ) -> Path:
     """Segment and binarise sentences to translate; return the folder of binary data, in which they are ``test``.
 
@@ -294,14 +300,17 @@ def binarise_sentences(
         source: language.
         target: language.
         out: folder for the binary data, and what is made on the way.
+        translations: of the sentences, likewise; None: fairseq-generate, for which the data are, needs none.
     """
     processor = open_model(model)
-    with whole_texts([out / f"subwords.{source}"]) as (file,):
-        for sentence in sentences:
-            file.write(" ".join(processor.encode(sentence, out_type=str)) + "\n")
     binary = out / "binary"
     shutil.rmtree(binary, ignore_errors=True)
-    binarise_files({f"test.{source}-{target}.{source}": out / f"subwords.{source}"}, dictionaries[0], binary)
+    texts = {source: sentences} | ({} if translations is None else {target: translations})
+    for (language, text), dictionary in zip(texts.items(), dictionaries, strict=False):
+        with whole_texts([out / f"subwords.{language}"]) as (file,):
+            for sentence in text:
+                file.write(" ".join(processor.encode(sentence, out_type=str)) + "\n")
+        binarise_files({f"test.{source}-{target}.{language}": out / f"subwords.{language}"}, dictionary, binary)
     for dictionary, language in zip(dictionaries, (source, target), strict=True):
         shutil.copy(dictionary, binary / f"dict.{language}.txt")
     return binary

@@ -348,15 +348,16 @@ class DataOfModel:
             )
         return self.prepared / SENTENCEPIECE
 
-    def binarise(self, sentences: Iterable[str], out: Path) -> Path:
+    def binarise(self, sentences: Iterable[str], out: Path, translations: Iterable[str] | None = None) -> Path:
         """Segment and binarise plain text as that of the training was; see ``binarise_sentences``."""
         model = self.subword_model()
         dictionaries = [self.dictionary(side) for side in ("source", "target")]
         if about_data(self.prepared).get("normalised", True):  # as all text was before version 0.3
             sentences = map(normalise, sentences)
+            translations = None if translations is None else map(normalise, translations)
         if self.many:
             sentences = (f"{tag(self.target)} {sentence}" for sentence in sentences)
-        return binarise_sentences(sentences, model, dictionaries, self.source, self.target, out)
+        return binarise_sentences(sentences, model, dictionaries, self.source, self.target, out, translations)
 
     def segmentation(self) -> str:
         """Return how words are segmented, as fairseq calls it, judged by the dictionary."""

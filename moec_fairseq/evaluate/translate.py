@@ -82,6 +82,26 @@ def _checkpoint_in(folder: Path) -> Path | None:
     return None
 
 
+def in_one_file(checkpoint: Path, scratch: Path) -> Path:
+    """Return a checkpoint as one file; that of several ranks is merged into the folder ``scratch``."""
+    files = find_files(checkpoint)
+    if not files.sharded:
+        return files.ranks[0]
+    whole = scratch / "merged.pt"
+    merge(checkpoint, whole, optimizer=False)
+    return whole
+
+
+def data_beside(checkpoint: Path, trained_on: Path) -> Path | None:
+    """Return what ``moec prepare`` has made around a checkpoint, if the data of its training are not where they were.
+
+    They were moved, or the training was started in another folder.
+    """
+    if trained_on.is_dir():
+        return None
+    return next((folder for folder in checkpoint.resolve().parents[:2] if (folder / SENTENCEPIECE).is_file()), None)
+
+
 def _read(text: Path | None, scratch: Path) -> list[str]:
     """Return the lines of a file, or of standard input."""
     if text is None:
@@ -103,14 +123,9 @@ def _translated(
 ) -> list[list[Hypothesis]]:
     if not sentences:
         return []
-    files = find_files(checkpoint)
-    whole = files.ranks[0]
-    if files.sharded:
-        whole = scratch / "merged.pt"
-        merge(checkpoint, whole, optimizer=False)
+    whole = in_one_file(checkpoint, scratch)
     facts = model_facts(whole)
-    if data is None and not facts.data.is_dir():  # moved, or the training was started in another folder
-        data = next((folder for folder in checkpoint.resolve().parents[:2] if (folder / SENTENCEPIECE).is_file()), None)
+    data = data or data_beside(checkpoint, facts.data)
     place = DataOfModel(data, facts, *languages)
     binary = Binarised(place.binarise(sentences, scratch / "input"), "test", "sentencepiece")
     log = scratch / "generate.log"

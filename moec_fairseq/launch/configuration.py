@@ -5,7 +5,7 @@ import logging
 import re
 import shlex
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -32,6 +32,8 @@ from moec_fairseq.compat.versions import compose, initialize_config_dir
 
 USER_DIR = Path(moec_fairseq.__path__[0])
 MISSING = "???"
+_IN_DOUBLE = re.compile(r"[^\"$`\\!]*'[^\"$`\\!]*")
+WORD = re.compile(r"(?!(?:true|false|null|nan|inf)$)[a-z_/][\w./-]*", re.IGNORECASE)  # text that hydra takes as such
 # hints of hydra for other uses than ours, and of omegaconf for programmers
 _ASIDE = re.compile(
     r"See https|To append to your config|Either remove|Or add a|\w*_(key|type)[:=]|Config search path|provider="
@@ -180,6 +182,17 @@ def user_dir() -> str:
 def quoted(text: Path | str) -> str:
     """Return a path, or another text, as the value of an override, whatever characters it has."""
     return str(QuotedString(str(text), Quote.single).with_quotes())
+
+
+def as_typed(overrides: Mapping[str, Any]) -> str:
+    """Return values by name as one types them into a shell, behind ``moec train CONFIG``."""
+
+    def shown(value: Any) -> Any:
+        return value if isinstance(value, (bool, int, float)) or WORD.fullmatch(str(value)) else quoted(value)
+
+    words = [f"{name}={shown(value)}" for name, value in overrides.items()]
+    # hydra's quotation marks are single ones, which double ones keep
+    return " ".join(f'"{word}"' if _IN_DOUBLE.fullmatch(word) else shlex.quote(word) for word in words)
 
 
 def _kinds() -> dict[str, Iterable[str]]:

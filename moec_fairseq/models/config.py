@@ -88,6 +88,13 @@ class MoEOptions(FairseqDataclass):
     moec_expert_ffn_embed_dim: int = field(
         default=0, metadata={"help": "hidden dimension of the experts; 0: that of the encoder or decoder"}
     )
+    moec_expert_norm: ChoiceEnum(["layer", "none"]) = field(  # type: ignore[valid-type]  # noqa: F821
+        default="layer",
+        metadata={
+            "help": "LayerNorm in the blocks of experts, or none: with --moec-layout replaced, a block is then that of "
+            "a dense Transformer, as moec checkpoint upcycle makes it"
+        },
+    )
     moec_activation_dropout: float = field(
         default=0.0, metadata={"help": "dropout after the activation inside the experts"}
     )

@@ -121,6 +121,7 @@ class MoEModel:
                 groups,
                 gather=exchanging_at_evaluation is None,
                 activation_dropout=config.moec_activation_dropout,
+                norm=config.moec_expert_norm == "layer",
             ),
             DISPATCHERS[config.moec_dispatch](exchanging) if exchanging else LocalDispatcher(clusters.num_experts),
             ExpertDropout(

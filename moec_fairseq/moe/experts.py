@@ -17,7 +17,8 @@ from moec_fairseq.moe.ways import WAYS, Work, choose
 class ExpertSublayer(nn.Module):
     """One residual feed-forward block of N experts: x + W2·act(W1·LayerNorm(x)), initially W2 = 0 (BASE layers).
 
-    The parameters of all experts are stacked in dimension 0, so a rank owns a slice of each.
+    The parameters of all experts are stacked in dimension 0, so a rank owns a slice of each. Without its LayerNorm,
+    x + W2·act(W1·x), a block can be that of a dense Transformer, which has a norm before or behind it.
 
     Args:
         shard: the experts of this rank, among those of all ranks.
@@ -25,17 +26,26 @@ class ExpertSublayer(nn.Module):
         ffn_dim: hidden dimension F.
         activation: the non-linearity.
         activation_dropout: share of the activated hidden units that are dropped in training.
+        norm: whether the block has a LayerNorm.
     """
 
     def __init__(
-        self, shard: Shard, dim: int, ffn_dim: int, activation: Activation, activation_dropout: float = 0.0
+        self,
+        shard: Shard,
+        dim: int,
+        ffn_dim: int,
+        activation: Activation,
+        activation_dropout: float = 0.0,
+        norm: bool = True,
     ) -> None:
         super().__init__()
         self.activation = activation
         self.activation_dropout = activation_dropout
         num_experts = len(shard.experts)
-        self.norm_weight_ND = nn.Parameter(torch.ones(num_experts, dim))
-        self.norm_bias_ND = nn.Parameter(torch.zeros(num_experts, dim))
+        self.norm_weight_ND, self.norm_bias_ND = None, None
+        if norm:
+            self.norm_weight_ND = nn.Parameter(torch.ones(num_experts, dim))
+            self.norm_bias_ND = nn.Parameter(torch.zeros(num_experts, dim))
         self.w1_NFD = nn.Parameter(torch.empty(num_experts, ffn_dim, dim))
         self.b1_NF = nn.Parameter(torch.zeros(num_experts, ffn_dim))
         self.w2_NDF = nn.Parameter(torch.zeros(num_experts, dim, ffn_dim))
@@ -82,7 +92,9 @@ class ExpertSublayer(nn.Module):
         for i in range(len(self.w1_NFD)):
             token_A = (expert_T == i).nonzero().squeeze(1)
             own_AD = tokens_TD[token_A]
-            x = F.layer_norm(own_AD, own_AD.shape[-1:], self.norm_weight_ND[i], self.norm_bias_ND[i])
+            x = own_AD
+            if self.norm_weight_ND is not None and self.norm_bias_ND is not None:
+                x = F.layer_norm(own_AD, own_AD.shape[-1:], self.norm_weight_ND[i], self.norm_bias_ND[i])
             hidden = self.activation(F.linear(x.to(self.w1_NFD.dtype), self.w1_NFD[i], self.b1_NF[i]))
             result = F.linear(hidden, self.w2_NDF[i], self.b2_ND[i])
             residual_TD = residual_TD.index_copy(0, token_A, result.to(tokens_TD.dtype))
@@ -113,6 +125,7 @@ class Experts(nn.Module):
         groups: the processes that share the experts; None if there is only one.
         gather: whether evaluation gathers all experts.
         activation_dropout: share of the activated hidden units that are dropped in training.
+        norm: whether blocks have a LayerNorm.
 
     Raises:
         ValueError: fewer than one sublayer or hidden unit, or a share that is not in [0, 1).
@@ -128,6 +141,7 @@ class Experts(nn.Module):
         groups: ExpertParallelGroups | None = None,
         gather: bool = True,
         activation_dropout: float = 0.0,
+        norm: bool = True,
     ) -> None:
         super().__init__()
         if sublayers < 1:
@@ -138,7 +152,7 @@ class Experts(nn.Module):
             raise ValueError(f"--moec-activation-dropout is {activation_dropout}, but must be 0 or more, and below 1.")
         shard = Shard(num_experts) if groups is None else groups.shard
         self.sublayers = nn.ModuleList(
-            ExpertSublayer(shard, dim, ffn_dim, activation, activation_dropout) for _ in range(sublayers)
+            ExpertSublayer(shard, dim, ffn_dim, activation, activation_dropout, norm) for _ in range(sublayers)
         )
         self.groups = groups
         self.gather = gather

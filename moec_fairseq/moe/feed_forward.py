@@ -40,13 +40,13 @@ def loop(
         activation: the non-linearity.
         tokens_AD: tokens grouped by expert.
         segments: the tokens of each expert.
-        parameters: (N, D) weight and (N, D) bias of the LayerNorm, (N, F, D) W1, (N, F) b1, (N, D, F) W2, (N, D) b2;
-            the last four have the dtype of the products and of the result.
+        parameters: (N, D) weight and (N, D) bias of the LayerNorm, unless there is none, (N, F, D) W1, (N, F) b1,
+            (N, D, F) W2, (N, D) b2; the last four have the dtype of the products and of the result.
         mask_AF: factors of the activated hidden units, which dropout draws; None: there is no dropout.
     """
     if tokens_AD.device.type != "cpu":  # there, the kernel takes a norm in float32 of tokens in half precision
-        tokens_AD, *norm = of_one_dtype(tokens_AD, *parameters[:2])
-        parameters = [*norm, *parameters[2:]]
+        tokens_AD, *norm = of_one_dtype(tokens_AD, *parameters[:-4])
+        parameters = [*norm, *parameters[-4:]]
     keep = torch.is_grad_enabled()
     return LoopedFeedForward.apply(activation, segments.counts, keep, mask_AF, tokens_AD, *parameters)
 
@@ -107,15 +107,15 @@ class LoopedFeedForward(torch.autograd.Function):
 
         def work(i: int) -> None:
             with torch.no_grad():
-                norm_weight, norm_bias, w1, b1, w2, b2 = (p[i] for p in parameters)
+                *norm, w1, b1, w2, b2 = (p[i] for p in parameters)
                 own = tokens_AD[segments[i]]
-                x, mean, rstd = torch.native_layer_norm(own, own.shape[-1:], norm_weight, norm_bias, NORM_EPS)
+                x, *moments = torch.ops.aten.native_layer_norm(own, own.shape[-1:], *norm, NORM_EPS) if norm else (own,)
                 x = pad_for_products(x.to(w1.dtype))
                 hidden = product(x, w1).add_(b1)
                 activated = masked(activation(hidden), _padded_mask(mask_AF, segments[i]))
                 torch.add(product(activated, w2)[: len(own)], b2, out=outputs_AD[segments[i]])
                 if keep:
-                    kept[i] = (x, mean, rstd, hidden)
+                    kept[i] = (x, hidden, *moments)
 
         for_each_expert(work, counts, tokens_AD.device)
         ctx.save_for_backward(mask_AF, tokens_AD, *parameters)
@@ -133,10 +133,10 @@ class LoopedFeedForward(torch.autograd.Function):
 
         def work(i: int) -> None:
             with torch.no_grad():
-                norm_weight, norm_bias, w1, _, w2, _ = (p[i] for p in parameters)
-                d_norm_weight, d_norm_bias, d_w1, d_b1, d_w2, d_b2 = (g[i] for g in gradients)
+                *norm, w1, _, w2, _ = (p[i] for p in parameters)
+                *d_norm, d_w1, d_b1, d_w2, d_b2 = (g[i] for g in gradients)
                 own, d_y = tokens_AD[segments[i]], pad_for_products(d_outputs_AD[segments[i]])
-                x, mean, rstd, hidden = ctx.kept[i]
+                x, hidden, *moments = ctx.kept[i]
                 # padding rows, act(b1) in the hidden layer, do not affect any gradient: they are 0 in x and d_y;
                 # the activation is recomputed, which costs less than the memory for its result
                 with torch.enable_grad():
@@ -147,10 +147,12 @@ class LoopedFeedForward(torch.autograd.Function):
                 torch.sum(d_hidden, 0, out=d_b1)
                 torch.mm(d_hidden.t(), x, out=d_w1)
                 d_x = product(d_hidden, w1.t())[: len(own)].to(own.dtype)
-                results = torch.ops.aten.native_layer_norm_backward(
-                    d_x, own, own.shape[-1:], mean, rstd, norm_weight, norm_bias, [True, True, True]
-                )
-                for place, result in zip((d_tokens_AD[segments[i]], d_norm_weight, d_norm_bias), results, strict=True):
+                results = [d_x]
+                if norm:
+                    results = torch.ops.aten.native_layer_norm_backward(
+                        d_x, own, own.shape[-1:], *moments, *norm, [True, True, True]
+                    )
+                for place, result in zip((d_tokens_AD[segments[i]], *d_norm), results, strict=True):
                     place.copy_(result)
 
         for i in (i for i, count in enumerate(ctx.counts) if count == 0):

@@ -82,10 +82,11 @@ def grouped(
 
     D and F are multiples of 16 bytes. The number of kernels does not depend on that of experts.
     """
-    norm_weight_ND, norm_bias_ND, w1_NFD, b1_NF, w2_NDF, b2_ND = parameters
+    *norm, w1_NFD, b1_NF, w2_NDF, b2_ND = parameters
     slots = segments.spaced
-    x_AD, norm_weight_ND, norm_bias_ND = normalise(tokens_AD, norm_weight_ND, norm_bias_ND)
-    x_XD = _GroupedScale.apply(slots.place(x_AD), norm_weight_ND, norm_bias_ND, slots, w1_NFD.dtype)
+    x_AD, *norm = normalise(tokens_AD, *norm) if norm else [tokens_AD]
+    x_XD = slots.place(x_AD)
+    x_XD = _GroupedScale.apply(x_XD, *norm, slots, w1_NFD.dtype) if norm else x_XD.to(w1_NFD.dtype)
     hidden_XF = _GroupedLinear.apply(x_XD, w1_NFD, b1_NF, slots)
     mask_XF = None if mask_AF is None else slots.place(mask_AF)
     return slots.take(_GroupedLinear.apply(masked(activation(hidden_XF), mask_XF), w2_NDF, b2_ND, slots))

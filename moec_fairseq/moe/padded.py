@@ -67,11 +67,11 @@ def padded(
 
     Any device, dtype and version of torch computes this. The number of kernels does not depend on that of experts.
     """
-    norm_weight_ND, norm_bias_ND, w1_NFD, b1_NF, w2_NDF, b2_ND = parameters
+    *norm, w1_NFD, b1_NF, w2_NDF, b2_ND = parameters
     slots = segments.equal
-    x_AD, norm_weight_ND, norm_bias_ND = normalise(tokens_AD, norm_weight_ND, norm_bias_ND)
+    x_AD, *norm = normalise(tokens_AD, *norm) if norm else [tokens_AD]
     x_NXD = slots.place(x_AD).view(len(w1_NFD), -1, x_AD.shape[1])
-    x_NXD = _BatchedScale.apply(x_NXD, norm_weight_ND, norm_bias_ND, w1_NFD.dtype)
+    x_NXD = _BatchedScale.apply(x_NXD, *norm, w1_NFD.dtype) if norm else x_NXD.to(w1_NFD.dtype)
     hidden_NXF = _BatchedLinear.apply(x_NXD, w1_NFD, b1_NF)
     mask_NXF = None if mask_AF is None else slots.place(mask_AF).view_as(hidden_NXF)
     outputs_NXD = _BatchedLinear.apply(masked(activation(hidden_NXF), mask_NXF), w2_NDF, b2_ND)

@@ -18,11 +18,10 @@ from typing import Any
 import yaml
 
 from moec_fairseq.__main__ import parse
-from moec_fairseq.launch.configuration import quoted
+from moec_fairseq.launch.configuration import WORD, quoted
 from moec_fairseq.util.files import write_json
 
 KEYS = ("config", "overrides", "grid", "evaluate", "repeat", "baseline", "columns", "picture")
-WORD = re.compile(r"(?!(?:true|false|null|nan|inf)$)[a-z_][\w./-]*", re.IGNORECASE)  # text that hydra takes as such
 
 Axes = dict[str, dict[str, list[str]]]  # axis -> label of a value -> its overrides
 

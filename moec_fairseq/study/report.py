@@ -12,7 +12,7 @@ from scipy.special import stdtrit
 
 from moec_fairseq.evaluate.scores import markdown_table, write_table
 from moec_fairseq.study.grid import Cell, Study
-from moec_fairseq.util.progress import RESUMED, STATISTICS
+from moec_fairseq.util.progress import history
 
 CONFIDENCE = 0.95  # of all intervals
 
@@ -99,7 +99,7 @@ def at_best(lines: Iterable[str], metric: str, larger: bool) -> dict[str, float]
         losses); with experts, ``least_tokens``, those of an update that the least loaded one gets. Empty before the
         first validation.
     """
-    train, valid = _history(lines)
+    train, valid = history(lines)
     values = {update: row.get(f"valid_{metric}", math.nan) for update, row in valid.items()}
     values = {update: value for update, value in values.items() if math.isfinite(value)}
     if not values:
@@ -117,20 +117,6 @@ def at_best(lines: Iterable[str], metric: str, larger: bool) -> dict[str, float]
     if "train_moe_load_min" in row:
         row["least_tokens"] = row["train_moe_load_min"] / 100 * row["train_wpb"]
     return row
-
-
-def _history(lines: Iterable[str]) -> tuple[dict[int, dict[str, float]], dict[int, dict[str, float]]]:
-    """Return what was logged in training and in validation, by update."""
-    history: dict[str, dict[int, dict[str, float]]] = {"train_inner": {}, "valid": {}}
-    for line in lines:
-        if resumed := RESUMED.search(line):
-            for part in history.values():
-                for update in [update for update in part if update > int(resumed[1])]:
-                    del part[update]
-        elif found := STATISTICS.search(line):
-            values = {key: float(value) for key, value in json.loads(found[2]).items() if value is not None}
-            history[found[1]][int(values["valid_num_updates" if found[1] == "valid" else "num_updates"])] = values
-    return history["train_inner"], history["valid"]
 
 
 def _groups(study: Study, rows: Sequence[Row]) -> list[tuple[dict[str, str], list[Row]]]:

@@ -21,6 +21,9 @@ MEASURES = {
     "pearson_and_spearman": "Pearson and Spearman",
 }
 STATISTICS = re.compile(r" \| (train_inner|valid) \| (\{.*\})$")
+# the same where common.log_format is simple
+_SIMPLE_TRAINING = re.compile(r" \| train_inner \| epoch \d+: +\d+ / \d+ (\S+=.*)$")
+_SIMPLE_VALIDATION = re.compile(r" \| valid \| epoch \d+ \| valid on '[^']*' subset \| (.*)$")
 
 
 class Headlines:
@@ -128,3 +131,30 @@ def follow(lines: Iterable[str], kind: str, total: int, log: TextIO, screen: Tex
             log.write(line)
             log.flush()
             show(line.rstrip("\n"), bar)
+
+
+def history(lines: Iterable[str]) -> tuple[dict[int, dict[str, float]], dict[int, dict[str, float]]]:
+    """Return what a log says of training and of validation, by update; of what was repeated, the last time.
+
+    The log may be of ``common.log_format`` json or simple. Names of what was validated begin with ``valid_``.
+    """
+    found: dict[str, dict[int, dict[str, float]]] = {"train_inner": {}, "valid": {}}
+    for line in lines:
+        if resumed := RESUMED.search(line):
+            for part in found.values():
+                for update in [update for update in part if update > int(resumed[1])]:
+                    del part[update]
+        elif logged := STATISTICS.search(line):
+            texts = {key: text for key, text in json.loads(logged[2]).items() if text is not None}
+            _note(found, logged[1], {key: float(text) for key, text in texts.items()})
+        elif logged := _SIMPLE_TRAINING.search(line):
+            pairs = (pair.partition("=") for pair in logged[1].split(", "))
+            _note(found, "train_inner", {key: float(text) for key, _, text in pairs})
+        elif logged := _SIMPLE_VALIDATION.search(line):
+            pairs = (pair.rpartition(" ") for pair in logged[1].split(" | "))
+            _note(found, "valid", {f"valid_{key}": float(text) for key, _, text in pairs})
+    return found["train_inner"], found["valid"]
+
+
+def _note(found: dict[str, dict[int, dict[str, float]]], tag: str, values: dict[str, float]) -> None:
+    found[tag][int(values["valid_num_updates" if tag == "valid" else "num_updates"])] = values

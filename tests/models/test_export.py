@@ -15,7 +15,7 @@ SIZES = ("--encoder-embed-dim", "16", "--encoder-ffn-embed-dim", "16", "--encode
 NO_EXPERTS = ("--moe-expert-count", "0")
 EXPERTS = [
     ("--moec-layout", "inserted", "--moe-expert-count", "4"),
-    ("--moec-layout", "replaced", "--moe-expert-count", "4"),
+    ("--moec-layout", "replaced", "--moe-expert-count", "4", "--moec-expert-norm", "none"),
     ("--moec-router", "dot", "--moec-router-dim", "0", "--activation-fn", "gelu", "--moec-sublayers", "2"),
     ("--no-moe-gating-use-fp32", "--moe-expert-count", "1", "--moec-cluster-count", "1"),
 ]

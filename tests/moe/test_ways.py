@@ -124,6 +124,24 @@ def test_dropout_after_the_activation(way, counts, dtype):
     assert_close(ours, run(by_hand, tokens_AD, parameters), dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
+@pytest.mark.parametrize("way", WAYS)
+def test_without_a_norm(way, counts, dtype):
+    tokens_AD, parameters = tokens_of(counts, dtype), list(make_block(len(counts), dtype).parameters())[2:]
+
+    def by_hand(tokens_AD, parameters):
+        results = [tokens_AD.new_empty(0, DIM)]
+        for own, w1, b1, w2, b2 in zip(tokens_AD.split(counts), *parameters, strict=True):
+            results.append(F.linear(F.gelu(F.linear(own, w1, b1)), w2, b2))
+        return torch.cat(results)
+
+    reference = run(by_hand, tokens_AD.double(), [p.double() for p in parameters])
+    ours = run_way(way, counts, tokens_AD, parameters)
+    assert all(tensor.dtype == dtype for tensor in ours)
+    assert max(errors(ours, reference)) <= TOLERANCES[dtype]
+
+
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("way", ["padded", "grouped"])
 def test_no_less_precise_than_the_loop(way, dtype):

@@ -3,7 +3,7 @@
 import io
 import json
 
-from moec_fairseq.util.progress import Headlines, follow
+from moec_fairseq.util.progress import Headlines, follow, history
 
 LOG = "2026-01-01 | INFO | fairseq.trainer | "
 
@@ -44,3 +44,32 @@ def test_headlines(capsys):
     headlines.show("first")
     headlines.show("second")
     assert capsys.readouterr().out == "\n[1/2] first (0 s)\n\n[2/2] second (0 s)\n"
+
+
+TRAINING = "{} | INFO | train_inner | epoch 001:      5 / 30 loss={}, ppl=1.5, wps=5023.4, num_updates={}, lr=4.1e-05"
+VALIDATION = "{} | INFO | valid | epoch 001 | valid on 'valid' subset | loss {} | moe_unused 3 | num_updates {}"
+
+
+def test_the_history_of_a_log_in_json():
+    lines = [
+        statistics("train_inner", num_updates="2", loss="5", gnorm=None),
+        statistics("valid", valid_num_updates="3", valid_loss="4"),
+        statistics("train_inner", num_updates="4", loss="3"),
+    ]
+    assert history(lines) == (
+        {2: {"num_updates": 2, "loss": 5}, 4: {"num_updates": 4, "loss": 3}},
+        {3: {"valid_num_updates": 3, "valid_loss": 4}},
+    )
+
+
+def test_the_history_of_a_simple_log():
+    train, valid = history([TRAINING.format("2026", 5, 2), "| valid | something else", VALIDATION.format("2026", 4, 3)])
+    assert train == {2: {"loss": 5, "ppl": 1.5, "wps": 5023.4, "num_updates": 2, "lr": 4.1e-05}}
+    assert valid == {3: {"valid_loss": 4, "valid_moe_unused": 3, "valid_num_updates": 3}}
+
+
+def test_what_was_done_again_counts_as_it_was_the_last_time():
+    resumed = LOG + "Loaded checkpoint x/checkpoint_last.pt (epoch 2 @ 2 updates)"
+    lines = [TRAINING.format("2026", loss, update) for loss, update in ((5, 2), (4, 4), (3, 6))]
+    train, _ = history([*lines, resumed, TRAINING.format("2026", 2, 4)])
+    assert {update: values["loss"] for update, values in train.items()} == {2: 5, 4: 2}
