@@ -21,7 +21,7 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MODEL_TYPES = ("bpe", "unigram", "char")
 TIERS = ("full", "small")
 METHODS = ("moec", "moec-nodropout", "moe", "dense")  # configs/method
-SUITES = ("layer", "loss", "train", "generate", "prepare", "clean")
+SUITES = ("layer", "loss", "train", "generate", "pretrain", "finetune", "prepare", "clean")
 
 Add = Callable[..., Any]
 
@@ -29,6 +29,12 @@ Add = Callable[..., Any]
 def _languages(add: Add, source: str = "", target: str = "") -> None:
     add("--source", metavar="LANG", help=f"language to translate from{source}")
     add("--target", metavar="LANG", help=f"language to translate to{target}")
+
+
+def _many_languages(add: Add) -> None:
+    many = "one model for several languages, a comma-separated list, of the messages or of P.en, P.de, P.fr, ..."
+    add("--targets", metavar="LANGS", help=f"translate into {many}")
+    add("--sources", metavar="LANGS", help="translate from several languages into one (default: en), likewise")
 
 
 def _own_text(add: Add) -> None:
@@ -55,9 +61,7 @@ def _prepare(add: Add) -> None:
     add("--valid-text", type=Path, metavar="FILE", help="validate on this (default: some documents, 1000 sentences)")
     add("--test-text", type=Path, metavar="FILE", help="test on this (default: the same)")
     _languages(add, " (default: that of the recipe, or en)", " (default: that of the recipe, or de)")
-    many = "one model for several languages, a comma-separated list, of the messages or of P.en, P.de, P.fr, ..."
-    add("--targets", metavar="LANGS", help=f"translate into {many}")
-    add("--sources", metavar="LANGS", help="translate from several languages into one (default: en), likewise")
+    _many_languages(add)
     add(
         "--sampling-temperature", type=float, default=1.0, metavar="T",
         help="--targets, --sources: repeat pairs of smaller languages, shares n^(1/T), such as 5 (default: 1, as they "
@@ -116,6 +120,19 @@ def _train(add: Add) -> None:
         help="how long ranks wait for lost ones (default: 1800)",
     )  # fmt: skip
     add("--dry-run", action="store_true", help="show the commands and run nothing")
+    add("--configs", type=Path, default=ROOT / "configs", help=argparse.SUPPRESS)
+
+
+def _doctor(add: Add) -> None:
+    """Says what cannot work and what will be slow, on this machine and in a training, before it starts.
+
+    One line each: ok, slow (it works, but could work better) or wrong, and what to do. The exit status is 1 if
+    something is wrong. moec train refuses what is wrong by itself.
+    """
+    add("config", nargs="?", metavar="CONFIG", help="as for moec train (default: check the machine only)")
+    add("overrides", nargs="*", metavar="KEY=VALUE", help="as for moec train")
+    add("--processes", type=int, metavar="W", help="processes on each machine (default: one for each GPU, or 1)")
+    add("--nodes", type=int, default=1, metavar="M", help="machines of the job, all like this one (default: 1)")
     add("--configs", type=Path, default=ROOT / "configs", help=argparse.SUPPRESS)
 
 
@@ -243,6 +260,7 @@ def _quickstart(add: Add) -> None:
     is given again; an interrupted training resumes where it was.
     """
     _languages(add, " (default: en)", ": de, fr, es or nl, or that of your own text (default: de)")
+    _many_languages(add)
     _own_text(add)
     add(
         "--model", default="moec", choices=METHODS,
@@ -378,8 +396,8 @@ def _bench(add: Add) -> None:
     add(
         "suite", nargs="?", choices=[*SUITES, "gpu", "all"], default="all",
         help="layer: against a dense block of the same active size and fairscale's MOELayer; loss; train, generate: "
-        "whole models; prepare: your own text to subwords; clean: published text to subwords; gpu: all that a GPU "
-        "has to show, in nine minutes; all: all but gpu (default: all)",
+        "whole models; pretrain, finetune: masked language models; prepare: your own text to subwords; clean: "
+        "published text to subwords; gpu: all that a GPU has to show, in nine minutes; all: all but gpu (default: all)",
     )  # fmt: skip
     add("--json", type=Path, metavar="FILE", help="write every repeat here, and a picture beside it")
     add("--size", choices=("full", "small"), default="full", help="small only shows that it runs (default: full)")
@@ -389,7 +407,7 @@ def _bench(add: Add) -> None:
 
 
 def _study(add: Add) -> None:
-    """Trains and evaluates a grid of configurations, such as methods and seeds, and reports means, spread, a picture.
+    """Trains and evaluates a grid of configurations, such as methods and seeds, and reports means and intervals.
 
     Finished trainings are skipped when the command is given again, interrupted ones are resumed, and failed ones are
     tried again; one that fails does not stop the others.
@@ -408,6 +426,7 @@ def _study(add: Add) -> None:
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "quickstart": (_quickstart, "moec_fairseq.quickstart:quickstart"),
     "prepare": (_prepare, "moec_fairseq.data.pipeline:prepare"),
+    "doctor": (_doctor, "moec_fairseq.doctor:doctor"),
     "train": (_train, "moec_fairseq.launch:train"),
     "evaluate": (_evaluate, "moec_fairseq.evaluate.pipeline:evaluate"),
     "translate": (_translate, "moec_fairseq.evaluate.translate:translate"),

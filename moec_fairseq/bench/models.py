@@ -3,7 +3,7 @@
 import logging
 import random
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,13 +33,16 @@ DENSE = (
     "0",
 )
 LANGUAGES = ("src", "tgt")
-RECIPE = (
-    "--user-dir", moec_fairseq.__path__[0], "--task", "translation", "-s", LANGUAGES[0], "-t", LANGUAGES[1],
-    "--criterion", "moec_label_smoothed_cross_entropy", "--label-smoothing", "0.1",
-    "--optimizer", "adam", "--adam-betas", "(0.9, 0.98)", "--clip-norm", "1.0", "--seed", "1",
-    "--distributed-world-size", "1",
+COMMON = (
+    "--user-dir", moec_fairseq.__path__[0], "--optimizer", "adam", "--adam-betas", "(0.9, 0.98)",
+    "--clip-norm", "1.0", "--seed", "1", "--distributed-world-size", "1",
 )  # fmt: skip
-TRAINING = (*RECIPE, "--lr", "1e-9", "--no-save", "--max-tokens-valid", "100")
+RECIPE = (
+    *COMMON, "--task", "translation", "-s", LANGUAGES[0], "-t", LANGUAGES[1],
+    "--criterion", "moec_label_smoothed_cross_entropy", "--label-smoothing", "0.1",
+)  # fmt: skip
+NOT_LEARNING = ("--lr", "1e-9", "--no-save", "--max-tokens-valid", "100")
+TRAINING = (*RECIPE, *NOT_LEARNING)
 PRECISIONS = {"fp32": (), "bf16": ("--bf16",), "fp16": ("--fp16", "--fp16-no-flatten-grads"), "amp": ("--amp",)}
 
 
@@ -69,16 +72,20 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _data(dictionary: Dictionary, sentences: int, length: int, seed: int) -> LanguagePairDataset:
-    """Return random sentences of up to twice ``length`` words."""
-    source = random.Random(seed)
+def random_sentences(dictionary: Dictionary, sentences: int, length: int, source: random.Random) -> list[torch.Tensor]:
+    """Return sentences of about ``length`` words, at most one and a half times as many."""
 
     def sentence() -> torch.Tensor:
         words = source.randint(max(1, length // 2), length + length // 2)
         ids = [source.randrange(dictionary.nspecial, len(dictionary)) for _ in range(words)]
         return torch.tensor([*ids, dictionary.eos()])
 
-    sides = [[sentence() for _ in range(sentences)] for _ in range(2)]
+    return [sentence() for _ in range(sentences)]
+
+
+def _data(dictionary: Dictionary, sentences: int, length: int, seed: int) -> LanguagePairDataset:
+    source = random.Random(seed)
+    sides = [random_sentences(dictionary, sentences, length, source) for _ in range(2)]
     lengths = [torch.tensor([len(s) for s in side]).numpy() for side in sides]
     return LanguagePairDataset(
         sides[0], lengths[0], dictionary, sides[1], lengths[1], dictionary, left_pad_source=False, shuffle=False
@@ -90,10 +97,16 @@ def hardware(device: torch.device) -> tuple[str, ...]:
     return () if device.type == "cuda" else ("--cpu",)
 
 
-def _write_dictionaries(folder: Path, vocabulary: int) -> Dictionary:
+def made_up(vocabulary: int) -> Dictionary:
+    """Return a dictionary of so many words."""
     dictionary = Dictionary()
     for word in range(vocabulary):
         dictionary.add_symbol(f"w{word}")
+    return dictionary
+
+
+def _write_dictionaries(folder: Path, vocabulary: int) -> Dictionary:
+    dictionary = made_up(vocabulary)
     for language in LANGUAGES:
         dictionary.save(str(folder / f"dict.{language}.txt"))
     return dictionary
@@ -105,17 +118,22 @@ def write_corpus(folder: Path, sizes: ModelSizes, updates: int) -> None:
     sentences = 2 * updates * max(1, sizes.max_tokens // sizes.length)
     data = _data(dictionary, sentences, sizes.length, seed=1)
     for language, side in zip(LANGUAGES, (data.src, data.tgt), strict=True):
-        prefix = str(folder / f"train.{'-'.join(LANGUAGES)}.{language}")
-        builder = indexed_dataset.make_builder(f"{prefix}.bin", "mmap", len(dictionary))
-        for sentence in side:
-            builder.add_item(sentence)
-        builder.finalize(f"{prefix}.idx")
+        write_binary(folder / f"train.{'-'.join(LANGUAGES)}.{language}", dictionary, side)
 
 
-def build(folder: Path, flags: tuple[str, ...], sizes: ModelSizes, device: torch.device) -> Setup:
-    """Build task, model, criterion and trainer as fairseq-train does, and two batches."""
-    dictionary = _write_dictionaries(folder, sizes.vocabulary)
-    arguments = [str(folder), "--arch", sizes.arch, "--max-tokens", str(sizes.max_tokens), *TRAINING]
+def write_binary(path: Path, dictionary: Dictionary, sentences: Iterable[torch.Tensor]) -> None:
+    """Write sentences as fairseq-preprocess does, to files whose names begin with ``path``."""
+    builder = indexed_dataset.make_builder(f"{path}.bin", "mmap", len(dictionary))
+    for sentence in sentences:
+        builder.add_item(sentence)
+    builder.finalize(f"{path}.idx")
+
+
+def build_trainer(
+    folder: Path, recipe: tuple[str, ...], flags: tuple[str, ...], sizes: ModelSizes, device: torch.device
+) -> tuple[Any, Any]:
+    """Build task, model, criterion and trainer as fairseq-train does; return task and trainer."""
+    arguments = [str(folder), "--arch", sizes.arch, "--max-tokens", str(sizes.max_tokens), *recipe]
     arguments += [*sizes.options, *flags, *hardware(device)]
     torch.manual_seed(1)
     with quiet():
@@ -124,7 +142,13 @@ def build(folder: Path, flags: tuple[str, ...], sizes: ModelSizes, device: torch
         )
         task = tasks.setup_task(config.task)
         model = task.build_model(config.model)
-        trainer = Trainer(config, task, model, task.build_criterion(config.criterion))
+        return task, Trainer(config, task, model, task.build_criterion(config.criterion))
+
+
+def build(folder: Path, flags: tuple[str, ...], sizes: ModelSizes, device: torch.device) -> Setup:
+    """Build task, model, criterion and trainer as fairseq-train does, and two batches."""
+    dictionary = _write_dictionaries(folder, sizes.vocabulary)
+    task, trainer = build_trainer(folder, TRAINING, flags, sizes, device)
     data = _data(dictionary, 2 * max(1, sizes.max_tokens // sizes.length), sizes.length, seed=1)
     batches = []
     start = used = 0
@@ -152,7 +176,7 @@ def train(sizes: ModelSizes, device: torch.device) -> tuple[list[Row], list[Targ
     contenders = {}
     for name, setup in setups.items():
         _time_optimizer(setup.trainer, in_optimizer[name], device)
-        contenders[name] = Contender(_step(setup))
+        contenders[name] = Contender(training_step(setup))
     case = ", ".join([sizes.arch, f"{sizes.max_tokens} tokens per batch", *sizes.options])
     with quiet():
         times = interleave(f"train {case}", contenders, sizes.repeats, sizes.warmup, device)
@@ -169,7 +193,9 @@ def train(sizes: ModelSizes, device: torch.device) -> tuple[list[Row], list[Targ
     return rows, targets
 
 
-def _step(setup: Setup) -> Callable[[], None]:
+def training_step(setup: Setup) -> Callable[[], None]:
+    """Return what makes one update with the first batch."""
+
     def step() -> None:
         setup.trainer.train_step(setup.batches[:1])
 

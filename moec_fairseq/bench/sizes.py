@@ -30,7 +30,7 @@ class LossSizes:
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """Sizes of the train and generate suites; ``options`` are further ones of fairseq-train."""
+    """Sizes of whole models; ``options`` are further ones of fairseq-train."""
 
     arch: str = "moec_transformer_iwslt_de_en"
     vocabulary: int = 8000
@@ -41,6 +41,15 @@ class ModelSizes:
     repeats: int = 7
     warmup: int = 2
     options: tuple[str, ...] = ()
+
+
+ROBERTA = ModelSizes(
+    "moec_roberta", max_tokens=2176, length=27,
+    options=(
+        "--encoder-layers", "4", "--encoder-embed-dim", "192", "--encoder-ffn-embed-dim", "768",
+        "--encoder-attention-heads", "4", "--encoder-normalize-before", "--optimizer", "fused_adam",
+    ),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,11 +105,12 @@ class GpuSizes:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of all suites."""
+    """Sizes of all suites; those of RoBERTa are in configs/training/roberta_small.yaml."""
 
     layer: LayerSizes = LayerSizes()
     loss: LossSizes = LossSizes()
     model: ModelSizes = ModelSizes()
+    roberta: ModelSizes = ROBERTA
     text: TextSizes = TextSizes()
     clean: CleanSizes = CleanSizes()
     gpu: GpuSizes = GpuSizes()
@@ -113,6 +123,7 @@ SIZES = {
         LayerSizes(16, 32, 64, (2, 4, 8), (32, 64, 128), repeats=1, warmup=1),
         LossSizes(64, 50, repeats=1, warmup=1),
         TINY,
+        replace(TINY, arch="moec_roberta_tiny"),
         TextSizes(200, 60, repeats=1),
         CleanSizes(200, 60, repeats=1),
         GpuSizes(

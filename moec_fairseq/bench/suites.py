@@ -7,7 +7,7 @@ from time import monotonic
 
 import torch
 
-from moec_fairseq.bench import gpu, layer, loss, models, text
+from moec_fairseq.bench import gpu, layer, loss, models, text, understanding
 from moec_fairseq.bench.report import (
     Outcome,
     Row,
@@ -27,6 +27,8 @@ SUITES: dict[str, Run] = {
     "loss": lambda sizes, device, *_: loss.run(sizes.loss, device),
     "train": lambda sizes, device, *_: models.train(sizes.model, device),
     "generate": lambda sizes, device, *_: models.generate(sizes.model, device),
+    "pretrain": lambda sizes, device, *_: understanding.pretrain(sizes.roberta, device),
+    "finetune": lambda sizes, device, *_: understanding.finetune(sizes.roberta, device),
     "prepare": lambda sizes, *_: text.prepare(sizes.text),
     "clean": lambda sizes, _, prefix, moses: text.clean(sizes.clean, prefix, moses),
 }

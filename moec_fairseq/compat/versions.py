@@ -8,6 +8,7 @@ fairseq 0.12.2                        keeps the batches of its first epoch: ``ch
 fairseq 0.12.2                        gives nested options as classes: ``models.config``
 fairseq-fixed 0.12.3.1 (from 3.11)    leaves out the last batch: ``data.keep_last_batch``
 hydra 1.0 (fairseq 0.12.2)            has ``compose`` in ``hydra.experimental``, and no ``++``: ``compose``, ``launch``
+torch < 2.0                           has no context for tensors without memory: ``shapes_only``
 torch < 2.1                           reads checkpoints at once, not as they are used: ``load_options``
 torch < 2.3                           cannot choose how attention is computed: ``attention_as_matmul``
 torch < 2.4                           asks for autocast by other names: ``moe.torch_features.autocast_dtype``
@@ -72,6 +73,19 @@ def load_options(path: Path) -> dict[str, Any]:
     """
     mapped = {"mmap": zipfile.is_zipfile(path)} if HAS_MMAP else {}
     return mapped | ({"weights_only": True} if HAS_SAFE_GLOBALS else {})
+
+
+def shapes_only() -> Any:
+    """Return a context in which new tensors have shape and device, but no values, and take no memory.
+
+    torch 1.13 has none that is complete: there they are as always. (On the device ``meta``, fairseq cannot initialise
+    RoBERTa, which is done on a CPU.)
+    """
+    if not hasattr(torch, "compile"):
+        return nullcontext()
+    from torch._subclasses.fake_tensor import FakeTensorMode  # which takes a second to import
+
+    return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 def attention_as_matmul() -> Any:

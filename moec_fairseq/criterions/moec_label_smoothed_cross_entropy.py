@@ -43,10 +43,14 @@ class MoECLabelSmoothedCrossEntropyCriterion(RouterLosses, LabelSmoothedCrossEnt
         moe_gate_loss_wt: float = 0.01,
         moec_variance: str = "intra_cv",
         moec_variance_wt: float = 1.0,
+        moec_variance_groups: str = "clusters",
     ) -> None:
         super().__init__(task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy)
         options = RouterLossOptions(
-            moe_gate_loss_wt=moe_gate_loss_wt, moec_variance=moec_variance, moec_variance_wt=moec_variance_wt
+            moe_gate_loss_wt=moe_gate_loss_wt,
+            moec_variance=moec_variance,
+            moec_variance_wt=moec_variance_wt,
+            moec_variance_groups=moec_variance_groups,
         )
         self.set_up_router_losses(task, options)
         self.adaptive_softmax = getattr(task.moec_model.decoder, "adaptive_softmax", None) is not None

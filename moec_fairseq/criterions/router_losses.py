@@ -9,7 +9,7 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.logging import metrics
 
 from moec_fairseq.moe.expert_parallel import sum_over_ranks
-from moec_fairseq.moe.losses import VARIANCES, GateLoss, gate_statistics, over_ranks, share_of_rank
+from moec_fairseq.moe.losses import GROUPS, VARIANCES, GateLoss, gate_statistics, over_ranks, share_of_rank
 from moec_fairseq.moe.routing_metrics import averages, by_name, model_sums, no_sums
 from moec_fairseq.moe.routing_records import RoutingRecord
 
@@ -49,6 +49,10 @@ class RouterLossOptions(FairseqDataclass):
     moec_variance_wt: float = field(
         default=1.0, metadata={"help": "weight β of the variance loss, relative to the balance loss"}
     )
+    moec_variance_groups: ChoiceEnum(list(GROUPS)) = field(  # type: ignore[valid-type]
+        default="clusters",
+        metadata={"help": "experts that the variance loss keeps similar; random: as a control, redrawn each update"},
+    )
 
 
 class RouterLosses:
@@ -80,7 +84,7 @@ class RouterLosses:
             ValueError: the task has no model for this criterion, or its clusters do not fit the variance form.
         """
         self.gate_loss_weight = options.moe_gate_loss_wt
-        self.gate_loss = GateLoss(options.moec_variance, options.moec_variance_wt)
+        self.gate_loss = GateLoss(options.moec_variance, options.moec_variance_wt, options.moec_variance_groups)
         model = getattr(task, "moec_model", None)
         if model is None or self.name not in model.criterions:
             raise ValueError(
@@ -93,6 +97,7 @@ class RouterLosses:
         self.num_layers = model.num_moe_layers
         self.world_size = model.world_size
         self.num_experts = model.moe_layers[0].router.clusters.num_experts if model.moe_layers else 0
+        self.seed = model.moe_layers[0].dropout.seed if model.moe_layers else 0
 
     def forward(self, model: Any, sample: dict[str, Any], reduce: bool = True) -> tuple[Any, Any, dict[str, Any]]:
         """Return (loss, sample size, logging output), sums over the sample."""
@@ -120,7 +125,7 @@ class RouterLosses:
             statistics = replace(statistics, sample_size_L=torch.ones_like(tokens_L) * sample_size)
         if self.world_size > 1 and training:
             statistics = over_ranks(statistics, sum_over_ranks, is_dummy)
-        losses = self.gate_loss(statistics)
+        losses = self.gate_loss(GROUPS[self.gate_loss.groups](statistics, records, self.seed))
         per_layer_L2 = torch.stack(losses, dim=-1)
         if statistics.sample_size_L is not None:
             scale_L = statistics.sample_size_L / statistics.num_tokens_L.clamp(min=1)

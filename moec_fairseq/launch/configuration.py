@@ -14,6 +14,7 @@ from typing import Any
 
 from fairseq.dataclass.configs import FairseqConfig
 from fairseq.dataclass.initialize import add_defaults, hydra_init
+from fairseq.dataclass.utils import omegaconf_no_object_check
 from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_DATACLASS_REGISTRY
 from fairseq.registry import REGISTRIES
 from fairseq.tasks import TASK_REGISTRY
@@ -120,6 +121,30 @@ def check_data(configuration: Configuration) -> None:
                 f"task.data is {data}, but there is no folder {folder}; make it with moec prepare or "
                 "fairseq-preprocess, or give task.data=FOLDER."
             )
+
+
+def complete(configuration: Configuration, own: Sequence[str]) -> DictConfig:
+    """Return all options of fairseq as a rank will have them, as fairseq-hydra-train completes them.
+
+    Args:
+        configuration: as it was given.
+        own: KEY=VALUE that the launcher gives to the rank; those of the user win.
+    """
+    path = configuration.path
+    with _hydra(path):
+        options = _options(path, _composed(path, [*own, *configuration.overrides]), [])
+
+    def named(content: Any) -> Any:
+        if isinstance(content, dict):
+            return {key: named(value) for key, value in content.items()}
+        # which nobody but hydra's own main function can resolve
+        return content.replace("${hydra:job.config_name}", path.stem) if isinstance(content, str) else content
+
+    with omegaconf_no_object_check():
+        unresolved = OmegaConf.create(named(OmegaConf.to_container(options, resolve=False, enum_to_str=True)))
+        config = OmegaConf.create(OmegaConf.to_container(unresolved, resolve=True))
+    OmegaConf.set_struct(config, True)
+    return config
 
 
 @contextmanager

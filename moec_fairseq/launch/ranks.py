@@ -25,7 +25,8 @@ from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing import api as torch_processes
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from moec_fairseq.launch.configuration import Configuration, check_data, check_nothing_missing, configure, user_dir
+from moec_fairseq.launch.configuration import Configuration, check_nothing_missing, configure, user_dir
+from moec_fairseq.launch.preflight import Job, refuse
 from moec_fairseq.util.files import alone_with, find_yaml
 from moec_fairseq.util.processes import Reader, last_words
 
@@ -84,20 +85,36 @@ def train(
     if gpus == 0:
         environment["CUDA_VISIBLE_DEVICES"] = ""  # where fairseq sees a GPU it clips gradients there, cpu or not
     world_size = int(os.environ["WORLD_SIZE"]) if is_rank else nodes * here
-    rank = _rank_command(configuration, world_size, gpus, rank_timeout)
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if is_rank else here
+    job = Job(configuration, _own_overrides(configuration, world_size, gpus), world_size, local, gpus)
+    rank = _rank_command(job, rank_timeout)
     method = [text.replace("method=", "_") for text in overrides if text.startswith("method=")]
     logs = logs or Path("logs", "".join([configuration.path.stem, *method]))
     command = rank if is_rank else torchrun_command(rank, here, nodes, node_rank, master, logs, rank_timeout)
     if dry_run:
         print(shlex.join([*(f"{name}={value}" for name, value in environment.items()), *command]))
         return
-    check_data(configuration)
+    if not is_rank or os.environ["RANK"] == "0":  # one of them is enough to stop all
+        refuse(job)
     os.environ.update(environment)
     if is_rank:
         os.execv(rank[0], rank)
     numbers = range(node_rank * here, (node_rank + 1) * here)
     print(f"{world_size} process(es), ranks {', '.join(map(str, numbers))} here; logs in {logs}", flush=True)
     run(command, [logs / f"rank-{number}.log" for number in numbers], read or _show)
+
+
+def planned(config: str, overrides: Sequence[str], processes: int | None, nodes: int, configs: Path) -> Job:
+    """Return a training of so many processes on each of so many machines like this one, which is not started.
+
+    Raises:
+        ValueError: an option is wrong.
+    """
+    configuration = configure(find_yaml("configuration", config, configs), overrides)
+    gpus = 0 if configuration.values["common.cpu"] else torch.cuda.device_count()
+    here = max(1, gpus) if processes is None else processes
+    _check_numbers(here, gpus, nodes, 0, "any:0")
+    return Job(configuration, _own_overrides(configuration, nodes * here, gpus), nodes * here, here, gpus)
 
 
 def _check_numbers(processes: int, gpus: int, nodes: int, node_rank: int, master: str | None) -> None:
@@ -124,14 +141,9 @@ def _check_numbers(processes: int, gpus: int, nodes: int, node_rank: int, master
         raise ValueError(f"--master is {master!r}, but must be HOST:PORT, such as 10.0.0.1:29500.")
 
 
-def _rank_command(configuration: Configuration, world_size: int, gpus: int, rank_timeout: int) -> list[str]:
-    """Return the command of a rank, the same for all; overrides of the user come last and win."""
+def _own_overrides(configuration: Configuration, world_size: int, gpus: int) -> list[str]:
+    """Return the options that all ranks are given beside those of the user."""
     own = [
-        user_dir(),
-        # stay in the user's folder, which relative paths are meant from
-        "hydra.run.dir=.",
-        "hydra.output_subdir=null",
-        "hydra/job_logging=stdout",  # no file of hydra's own
         "common.reset_logging=true",  # lines as those of fairseq-train, with time and name
         f"distributed_training.distributed_world_size={world_size}",
     ]
@@ -145,9 +157,21 @@ def _rank_command(configuration: Configuration, world_size: int, gpus: int, rank
         ]
         if gpus == 0 and configuration.values["distributed_training.ddp_backend"] == "pytorch_ddp":
             own.append("distributed_training.ddp_backend=legacy_ddp")  # fairseq's default is for GPUs
+    return own
+
+
+def _rank_command(job: Job, rank_timeout: int) -> list[str]:
+    """Return the command of a rank, the same for all; overrides of the user come last and win."""
+    for_hydra = [
+        user_dir(),
+        # stay in the user's folder, which relative paths are meant from
+        "hydra.run.dir=.",
+        "hydra.output_subdir=null",
+        "hydra/job_logging=stdout",  # no file of hydra's own
+    ]
     worker = [sys.executable, "-m", "moec_fairseq.launch.worker", str(rank_timeout)]
-    file = ["--config-dir", str(configuration.path.parent), "--config-name", configuration.path.stem]
-    return [*worker, *file, *own, *configuration.overrides]
+    file = ["--config-dir", str(job.configuration.path.parent), "--config-name", job.configuration.path.stem]
+    return [*worker, *file, *for_hydra, *job.own, *job.configuration.overrides]
 
 
 def torchrun_command(

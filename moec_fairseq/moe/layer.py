@@ -146,6 +146,6 @@ class MoELayer(nn.Module):
         residual_TD = dispatcher.combine(residual_AD, dispatched, len(tokens_TD))
         overflow = active_N.new_full((), len(tokens_TD) - len(dispatched.accepted_A))
         counts_N, equal = dispatched.tokens_per_expert_N, self.dropout.equal_clusters
-        record = RoutingRecord(self.layer_index, routing, counts_N, overflow, active_N, equal)
+        record = RoutingRecord(self.layer_index, routing, counts_N, overflow, active_N, equal, self.num_updates)
         self.collector.add(record, self.training)
         return gated(routing.gate_T.unsqueeze(-1), residual_TD, tokens_TD.dtype)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,8 @@ from moec_fairseq.moe.routing_records import RoutingRecord
 
 # The softmax over the scores has a fixed temperature, unlike the gate, whose temperature is learned.
 LOSS_TEMPERATURE = 0.07
+# Tells the draws of random groups from those of expert dropout.
+GROUPS_DRAW = 1
 # Added to every f_i, as published.
 MIN_LOAD = 1e-6
 
@@ -295,6 +298,40 @@ VARIANCES: dict[str, Callable[[GateStatistics], Tensor]] = {
     "intra_cv": intra_cv_variance,
 }
 INTRA_FORMS = frozenset(name for name in VARIANCES if name.startswith("intra"))
+FORMS_WITHOUT_CLUSTERS = ("none", "global", "intra_inter_sorted")
+
+
+def as_clustered(statistics: GateStatistics, records: Sequence[RoutingRecord], seed: int) -> GateStatistics:
+    """Leave the experts in their clusters."""
+    return statistics
+
+
+def randomly_grouped(statistics: GateStatistics, records: Sequence[RoutingRecord], seed: int) -> GateStatistics:
+    """Let the active experts change places: each cluster then stands for a random group of its size.
+
+    A draw is a pure function of (seed, layer, update), as that of expert dropout is, but another one: it is the same on
+    all ranks, in all micro-batches of an update, and after a restart.
+
+    Args:
+        statistics: of some layers.
+        records: of the same layers.
+        seed: must be the same on all ranks.
+    """
+    draws = [[seed % 2**32, record.layer_index, record.num_updates, GROUPS_DRAW] for record in records]
+    orders = [np.random.RandomState(draw).permutation(statistics.num_experts) for draw in draws]
+    order_LS = torch.from_numpy(np.stack(orders)).to(statistics.importance_LS.device, non_blocking=True)
+    return replace(
+        statistics,
+        importance_LS=statistics.importance_LS.gather(-1, order_LS),
+        load_LS=statistics.load_LS.gather(-1, order_LS),
+    )
+
+
+# Each maps the statistics of the layers with the given records, and the seed, to those that the losses are taken of.
+GROUPS: dict[str, Callable[[GateStatistics, Sequence[RoutingRecord], int], GateStatistics]] = {
+    "clusters": as_clustered,
+    "random": randomly_grouped,
+}
 
 
 @dataclass(frozen=True)
@@ -304,22 +341,32 @@ class GateLoss:
     Attributes:
         variance: name of the variance form.
         variance_weight: β.
+        groups: name of the groups of experts that it keeps alike; the criterion makes them (``GROUPS``).
 
     Raises:
-        ValueError: unknown form, or a negative weight.
+        ValueError: unknown form or groups, groups that the form does not look at, or a negative weight.
     """
 
     variance: str = "intra_cv"
     variance_weight: float = 1.0
+    groups: str = "clusters"
 
     def __post_init__(self) -> None:
-        """Reject unknown forms and negative weights."""
+        """Reject unknown forms and groups, and negative weights."""
         if self.variance not in VARIANCES:
             raise ValueError(f"--moec-variance is {self.variance!r}; choose one of {', '.join(VARIANCES)}.")
         if self.variance_weight < 0:
             raise ValueError(
                 f"--moec-variance-wt is {self.variance_weight}, but a negative weight would drive the experts of a "
                 "cluster apart; give 0 or more."
+            )
+        if self.groups not in GROUPS:
+            raise ValueError(f"--moec-variance-groups is {self.groups!r}; choose one of {', '.join(GROUPS)}.")
+        if self.groups != "clusters" and self.variance in FORMS_WITHOUT_CLUSTERS:
+            others = " or ".join(name for name in VARIANCES if name not in FORMS_WITHOUT_CLUSTERS)
+            raise ValueError(
+                f"--moec-variance-groups {self.groups} changes nothing with --moec-variance {self.variance}, which has "
+                f"no clusters; leave it out, or give --moec-variance {others}."
             )
 
     def check_cluster(self, active_experts: int) -> None:

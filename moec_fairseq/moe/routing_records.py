@@ -23,6 +23,7 @@ class RoutingRecord:
         overflow: tokens above capacity, shape ().
         active_N: 1 for the experts that are active, 0 for the others, float32.
         equal_clusters: equally many experts of each cluster are active; False: perhaps not.
+        num_updates: updates made before this pass.
     """
 
     layer_index: int
@@ -31,6 +32,7 @@ class RoutingRecord:
     overflow: Tensor
     active_N: Tensor
     equal_clusters: bool = False
+    num_updates: int = 0
 
 
 class RoutingCollector:

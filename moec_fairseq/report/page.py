@@ -3,7 +3,7 @@
 import base64
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from moec_fairseq.util.files import whole_texts, write_json
 from moec_fairseq.util.version import project_version
 
 PAGE, NUMBERS = "report.html", "report.json"
+AGAINST = "-against"  # ends the names of pictures of the second model
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,10 @@ class Shown:
 def write(models: Sequence[Reported], out: Path) -> None:
     """Write page, pictures and numbers of models into a folder, which is made."""
     out.mkdir(parents=True, exist_ok=True)
-    drawn = _pictures(models, out)
     found = tables(models)
+    for stale in _files(out, found):  # of an earlier report, which may have had more
+        stale.unlink(missing_ok=True)
+    drawn = _pictures(models, out)
     for name, rows in found.items():
         if rows:
             _write_csv(out / f"{name}.csv", rows)
@@ -113,13 +116,23 @@ def write(models: Sequence[Reported], out: Path) -> None:
         file.write(page)
 
 
+def _files(out: Path, found: Mapping[str, Any]) -> Iterator[Path]:
+    """Yield all files that a report may have, but for page and numbers."""
+    for name in found:
+        yield out / f"{name}.csv"
+    for name in ("curves", *(f"{kind}{other}" for kind in EACH for other in ("", AGAINST))):
+        for ending in (".png", ".svg"):
+            yield out / f"{name}{ending}"
+
+
 def _pictures(models: Sequence[Reported], out: Path) -> list[Picture]:
     """Draw all pictures; return them for the page."""
     drawn = []
     for number, model in enumerate(models):
         for kind, draw in EACH.items():
-            name = kind if number == 0 else f"{kind}-against"
-            drawn.append(Picture(kind, model.name, _save(draw(model), out / name)))
+            if figure := draw(model):
+                name = kind if number == 0 else f"{kind}{AGAINST}"
+                drawn.append(Picture(kind, model.name, _save(figure, out / name)))
     if figure := curves(models):
         drawn.append(Picture("curves", ", ".join(model.name for model in models), _save(figure, out / "curves")))
     return drawn

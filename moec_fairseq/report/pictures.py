@@ -12,7 +12,7 @@ from moec_fairseq.report.information import EXPERT, SHUFFLES
 from moec_fairseq.report.tables import Reported
 from moec_fairseq.report.words import CLASS, KINDS
 
-Draw = Callable[[Reported], Figure]
+Draw = Callable[[Reported], Figure | None]
 # what is logged -> title of its panel, in the order of the panels
 CURVES = {
     "loss": "loss (bits)",
@@ -58,9 +58,11 @@ def loads(model: Reported) -> Figure:
     return figure
 
 
-def information(model: Reported) -> Figure:
-    """Draw how much each layer's choice of experts tells about each feature beyond chance."""
+def information(model: Reported) -> Figure | None:
+    """Draw how much each layer's choice of experts tells about each feature beyond chance; None if there is nothing."""
     features = list(dict.fromkeys(name for found in model.information.values() for name in found))
+    if not features:
+        return None
     values = np.full((len(features), len(model.information)), np.nan)
     for column, found in enumerate(model.information.values()):
         for name, of in found.items():
@@ -144,7 +146,8 @@ def curves(models: Sequence[Reported]) -> Figure | None:
             for history, prefix, style in ((model.train, "", "-"), (model.valid, "valid_", "--")):
                 points = sorted((update, row[prefix + name]) for update, row in history.items() if prefix + name in row)
                 if points:
-                    label = f"{model.name}, {'validation' if prefix else 'training'}"
+                    name_as_text = model.name.replace("$", r"\$")  # or matplotlib takes it for a formula
+                    label = f"{'validation' if prefix else 'training'}, {name_as_text}"
                     axes.plot(*zip(*points, strict=True), style, color=f"C{number}", label=label, linewidth=1.2)
         axes.set_title(title, fontsize="medium")
         axes.grid(alpha=0.3)

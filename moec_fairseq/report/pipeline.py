@@ -1,7 +1,8 @@
 """From a checkpoint and a test set to a report."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -61,17 +62,15 @@ def report(
         raise ValueError("--references are the translations of --input; give both")
     checkpoints = [find_checkpoint(path) for path in (model, against) if path]
     logs = _logs(checkpoints, log)
-    names = [_name(checkpoint) for checkpoint in checkpoints]
-    if len(set(names)) < len(names):
+    search = Search(max_tokens=max_tokens, cpu=cpu)
+    if len(set(map(_name, checkpoints))) < len(checkpoints):
         raise ValueError(f"--against {against} is the model itself; give another one")
     headlines = Headlines(len(checkpoints) + 1)
     with TemporaryDirectory(prefix="moec-report-") as folder:
         runs = [
-            _Run(checkpoint, name, log, Path(folder, str(number)))
-            for number, (checkpoint, name, log) in enumerate(zip(checkpoints, names, logs, strict=True))
+            _Run(checkpoint, log, Path(folder, str(number)), data, wanted, search)
+            for number, (checkpoint, log) in enumerate(zip(checkpoints, logs, strict=True))
         ]
-        for run in runs:
-            run.prepare(data, wanted, max_tokens, cpu)
         _check_same(runs)
         reported = []
         for run, other in zip(runs, reversed(runs), strict=True):
@@ -98,18 +97,19 @@ def _logs(checkpoints: Sequence[Path], given: Sequence[Path]) -> list[Path | Non
     return [*given, *(path if path.is_file() else None for path in beside)]
 
 
-def _name(checkpoint: Path) -> str:
-    """Return what to call a model: its file and the last two folders of its training."""
-    return "/".join([*checkpoint.resolve().parts[-3:-1], checkpoint.name.removesuffix(".pt")])
+@dataclass(frozen=True)
+class Given:
+    """What a model is given to read.
 
+    Attributes:
+        name: of the set, and the directions, for tables.
+        content: changes when the sentences do.
+        readings: one for each direction.
+    """
 
-def _check_same(runs: Sequence["_Run"]) -> None:
-    """Raise ValueError unless all models read the same sentences."""
-    if len({run.content for run in runs}) > 1:
-        raise ValueError(
-            f"{' and '.join(run.name for run in runs)} would read different sentences; give --data, or the text itself "
-            "with --input"
-        )
+    name: str
+    content: list[str]
+    readings: list[Reading]
 
 
 class _Run:
@@ -117,86 +117,43 @@ class _Run:
 
     Args:
         checkpoint: NAME.pt.
-        name: of the model.
         log: of its training; None: there is none.
         scratch: folder for what has to be made.
+        data: as ``moec evaluate`` takes them; None: those of the training.
+        wanted: the sentences.
+        search: how to translate sentences that have no translation; its ``max_tokens`` are those of all batches.
 
     Attributes:
-        content: changes when what it reads does.
+        name: of the model.
         clusters: number of clusters that its experts form.
+        given: what it reads.
+
+    Raises:
+        ValueError: there is no such set, or it is not for this model.
     """
 
-    def __init__(self, checkpoint: Path, name: str, log: Path | None, scratch: Path) -> None:
+    def __init__(
+        self, checkpoint: Path, log: Path | None, scratch: Path, data: Path | None, wanted: Wanted, search: Search
+    ) -> None:
         scratch.mkdir()
-        self.name = name
+        self.name = _name(checkpoint)
         self.log = log
-        self.scratch = scratch
-        self.checkpoint = checkpoint
-        self.file = in_one_file(checkpoint, scratch)
-        state = load_state(self.file, optimizer=False)
-        self.task = task_of(state)
+        file = in_one_file(checkpoint, scratch)
+        state = load_state(file, optimizer=False)
         self.signature = signature_of(state)
         self.clusters = int(self.signature["clusters"] or 1)
-        self.trained_on = first_folder(Path(str(group(state, "task").get("data", ""))))
-        self.content = ""
-        self.set = ""
-        self.readings: list[Reading] = []
-
-    def prepare(self, data: Path | None, wanted: Wanted, max_tokens: int, cpu: bool) -> None:
-        """Find what the model is to read.
-
-        Raises:
-            ValueError: there is no such set, or it is not for this model.
-        """
-        of_languages = (wanted.test_set, wanted.text, wanted.source_lang, wanted.target_lang)
-        if self.task not in (MASKED_LM, FINE_TUNED):
-            facts = model_facts(self.file)
-            place = data or data_beside(self.checkpoint, facts.data)
-            self.readings = list(self._translations(place, facts, wanted, Search(max_tokens=max_tokens, cpu=cpu)))
-        elif any(of_languages):
+        if task_of(state) not in (MASKED_LM, FINE_TUNED):
+            facts = model_facts(file)
+            place = data or data_beside(checkpoint, facts.data)
+            self.given = for_translation(file, facts, place, wanted, search, scratch)
+        elif wanted.test_set or wanted.text or wanted.source_lang or wanted.target_lang:
             raise ValueError(
-                f"{self.checkpoint} does not translate; give a part of its data with --subset and --data, and leave "
-                "out --test-set, --input, --source-lang and --target-lang"
+                f"{checkpoint} does not translate; give a part of its data with --subset and --data, and leave out "
+                "--test-set, --input, --source-lang and --target-lang"
             )
         else:
-            place = data or self.trained_on
-            subset = wanted.subset or "valid"
-            self.set, self.content = f"{place.resolve().name}/{subset}", f"{place.resolve()} {subset}"
-            self.readings = [Reading("", subset, partial(ModelOnData, self.file, place, max_tokens, cpu), _gpt2(place))]
-
-    def _translations(self, data: Path | None, facts: ModelFacts, wanted: Wanted, search: Search) -> Iterator[Reading]:
-        """Yield what is read in each direction of a model that translates."""
-        contents = []
-        places = data_of_directions(data, facts, wanted.source_lang, wanted.target_lang)
-        for number, place in enumerate(places):
-            folder = self.scratch / f"input{number}"
-            if wanted.is_of_data:
-                name, content = f"{place.name}/{wanted.part}", str(place.binary.resolve())
-                binary, subset, pair = _part_of_data(place, wanted.part)
-            else:
-                chosen = choose(place, wanted)
-                assert isinstance(chosen, TextSet)
-                name, content, subset, pair = chosen.name, chosen.checksum(), "test", (place.source, place.target)
-                translations = (
-                    chosen.references[0] if chosen.references else self._own(place, facts, chosen, search, folder)
-                )
-                binary = place.binarise(chosen.source, folder, translations)
-            contents.append(f"{content} {subset} {pair}")
-            self.set = f"{name} {', '.join(place.chosen for place in places)}".rstrip()
-            # a word that names the language is a class of tokens only where there are several
-            language = place.chosen if len(places) > 1 else ""
-            yield Reading(
-                language, subset, partial(ModelOnData, self.file, binary, search.max_tokens, search.cpu, pair)
-            )
-        self.content = "\n".join(contents)
-
-    def _own(self, place: DataOfModel, facts: ModelFacts, chosen: TextSet, search: Search, folder: Path) -> list[str]:
-        """Return the model's own translations of sentences that have none."""
-        print(f"{chosen.name} has no translations (--references); the model makes its own", flush=True)
-        binarised = chosen.binarised(place, folder)
-        log = folder / "generate.log"
-        count = generate(self.file, facts, binarised, place.source, place.target, search, log, sys.stdout)
-        return [normalise_space(best.text) for best, *_ in read_hypotheses(raw_lines(log), count)]
+            place = data or first_folder(Path(str(group(state, "task").get("data", ""))))
+            self.given = for_understanding(file, place, wanted.subset or "valid", search)
 
     def report(self, sentences: int, groups: int) -> Reported:
         """Let the model read.
@@ -205,10 +162,91 @@ class _Run:
             sentences: to show of each direction.
             groups: clusters of the model that it is compared with.
         """
-        found = survey(self.readings, sentences, groups)
+        found = survey(self.given.readings, sentences, groups)
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines() if self.log else []
-        train, valid = history(lines)
-        return Reported(self.name, self.signature, self.set, found, information_of(found), train, valid)
+        return Reported(self.name, self.signature, self.given.name, found, information_of(found), *history(lines))
+
+
+def _name(checkpoint: Path) -> str:
+    """Return what to call a model: its file and the last two folders of its training."""
+    return "/".join([*checkpoint.resolve().parts[-3:-1], checkpoint.name.removesuffix(".pt")])
+
+
+def _check_same(runs: Sequence[_Run]) -> None:
+    """Raise ValueError unless all models read the same sentences."""
+    if any(run.given.content != runs[0].given.content for run in runs):
+        raise ValueError(
+            f"{' and '.join(run.name for run in runs)} would read different sentences; give --data, or the text itself "
+            "with --input"
+        )
+
+
+def for_understanding(file: Path, data: Path, subset: str, search: Search) -> Given:
+    """Return a part of the data of a model for language understanding.
+
+    Args:
+        file: the model.
+        data: its data.
+        subset: the part.
+        search: says how large batches are.
+    """
+    gpt2 = [folder for folder in (data, data.parent) if all((folder / name).is_file() for name in GPT2_BPE)]
+    reading = Reading(
+        "",
+        subset,
+        partial(ModelOnData, file, data, search.max_tokens, search.cpu),
+        Gpt2Model(gpt2[0]) if gpt2 else None,
+    )
+    return Given(f"{data.resolve().name}/{subset}", [f"{data.resolve()} {subset}"], [reading])
+
+
+def for_translation(
+    file: Path, facts: ModelFacts, data: Path | None, wanted: Wanted, search: Search, scratch: Path
+) -> Given:
+    """Return the sentences that were asked for, with translations, in each direction that is left open.
+
+    Args:
+        file: the model.
+        facts: of the model.
+        data: of the model; None: those of the training.
+        wanted: the sentences.
+        search: how to translate those that have no translation.
+        scratch: folder for what has to be made.
+
+    Raises:
+        ValueError: there is no such set, or it is not for this model.
+    """
+    places = data_of_directions(data, facts, wanted.source_lang, wanted.target_lang)
+    content, readings = [], []
+    for number, place in enumerate(places):
+        if wanted.is_of_data:
+            name, what = f"{place.name}/{wanted.part}", str(place.binary.resolve())
+            binary, subset, pair = _part_of_data(place, wanted.part)
+        else:
+            chosen = choose(place, wanted)
+            assert isinstance(chosen, TextSet)
+            folder = scratch / f"input{number}"
+            name, what, subset, pair = chosen.name, chosen.checksum(), "test", (place.source, place.target)
+            translations = (*chosen.references, None)[0] or _translate(file, facts, place, chosen, search, folder)
+            binary = place.binarise(chosen.source, folder, translations)
+        content.append(f"{what} {subset} {pair}")
+        # languages are classes of tokens only where there are several
+        language = place.chosen if len(places) > 1 else ""
+        on_data = partial(ModelOnData, file, binary, search.max_tokens, search.cpu, pair)
+        readings.append(Reading(language, subset, on_data))
+    directions = ", ".join(place.chosen for place in places)
+    return Given(f"{name} {directions}".rstrip(), content, readings)
+
+
+def _translate(
+    file: Path, facts: ModelFacts, place: DataOfModel, chosen: TextSet, search: Search, folder: Path
+) -> list[str]:
+    """Return the model's own translations of sentences that have none."""
+    print(f"{chosen.name} has no translations (--references); the model makes its own", flush=True)
+    binarised = chosen.binarised(place, folder)
+    log = folder / "generate.log"
+    count = generate(file, facts, binarised, place.source, place.target, search, log, sys.stdout)
+    return [normalise_space(best.text) for best, *_ in read_hypotheses(raw_lines(log), count)]
 
 
 def _part_of_data(place: DataOfModel, part: str) -> tuple[Path, str, tuple[str, str]]:
@@ -217,9 +255,3 @@ def _part_of_data(place: DataOfModel, part: str) -> tuple[Path, str, tuple[str, 
         return place.binary, part, (place.source, place.target)
     language = place.target if place.many.target == MANY else place.source
     return place.binary, f"{part}-{language}", (place.many.source, place.many.target)
-
-
-def _gpt2(data: Path) -> Gpt2Model | None:
-    """Return GPT-2's BPE if its files are with the data."""
-    found = [folder for folder in (data, data.parent) if all((folder / name).is_file() for name in GPT2_BPE)]
-    return Gpt2Model(found[0]) if found else None

@@ -1,4 +1,4 @@
-"""The report of a study: rows of all cells, means and spread, a picture; made of the folders of the cells alone."""
+"""The report of a study: rows of all cells, means with confidence intervals, a picture; made of the cells' folders."""
 
 import json
 import math
@@ -8,16 +8,19 @@ from statistics import mean, stdev
 from typing import Any
 
 from matplotlib.figure import Figure
+from scipy.special import stdtrit
 
 from moec_fairseq.evaluate.scores import markdown_table, write_table
 from moec_fairseq.study.grid import Cell, Study
 from moec_fairseq.util.progress import history
 
+CONFIDENCE = 0.95  # of all intervals
+
 Row = dict[str, Any]
 
 
 def write_report(study: Study, cells: Sequence[Cell], out: Path) -> None:
-    """Show what there is, and write it: all cells, means and spread of those that are finished, a picture.
+    """Show what there is, and write it: all cells, means of those that are finished, differences, a picture.
 
     Raises:
         ValueError: the study asks for a column that no finished cell has.
@@ -43,11 +46,19 @@ def write_report(study: Study, cells: Sequence[Cell], out: Path) -> None:
         [labels | _statistics(group, study.columns) for labels, group in groups],
         compact := [labels | _compact(group, study.columns) for labels, group in groups],
     )
-    print(f"\n{markdown_table(compact)}\n\nmeans and spread in {out / 'table.csv'} and table.md", end="")
+    print(f"\n{markdown_table(compact)}\n")
+    print(f"means ± half of their {CONFIDENCE:.0%} confidence intervals: {out / 'table.csv'} and table.md")
+    if differences := _differences(study, groups):
+        write_table(
+            out / "differences.csv",
+            [labels | _statistics(group, study.columns) for labels, group in differences],
+            compact := [labels | _compact_differences(group, study.columns) for labels, group in differences],
+        )
+        print(f"\n{markdown_table(compact)}\n")
+        print(f"differences of the same {study.repeat}: {out / 'differences.csv'} and differences.md")
     if study.y:
         draw(study, groups, out / "picture.png")
-        print(f", and drawn in {out / 'picture.png'}", end="")
-    print()
+        print(f"a picture of the means: {out / 'picture.png'}")
 
 
 def _text(value: Any, digits: int = 6) -> str:
@@ -121,18 +132,47 @@ def _values(group: Sequence[Row], column: str) -> list[float]:
     return [float(row[column]) for row in group if row["state"] == "finished" and column in row]
 
 
-def _spread(values: Sequence[float]) -> float:
-    """Return the standard deviation over repetitions, unbiased; NaN for less than two."""
-    return stdev(values) if len(values) > 1 else math.nan
+def margin(values: Sequence[float]) -> float:
+    """Return half of the confidence interval of the mean of repetitions, by Student's t; NaN for less than two."""
+    if len(values) < 2:
+        return math.nan
+    quantile: float = stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)
+    return quantile * stdev(values) / math.sqrt(len(values))
+
+
+def _differences(
+    study: Study, groups: Sequence[tuple[dict[str, str], list[Row]]]
+) -> list[tuple[dict[str, str], list[Row]]]:
+    """Return, for all groups but the baseline's own, rows of what they have more than it in the same repetition."""
+    repeat, by_labels = str(study.repeat), {tuple(labels.items()): group for labels, group in groups}
+    found = []
+    for labels, group in groups:
+        base = by_labels.get(tuple((labels | study.baseline).items()), group)
+        if base is group:
+            continue
+        others = {row[repeat]: row for row in base if row["state"] == "finished"}
+        pairs = [(row, others[row[repeat]]) for row in group if row["state"] == "finished" and row[repeat] in others]
+        rows: list[Row] = [
+            {name: float(row[name]) - float(other[name]) for name in study.columns if name in row and name in other}
+            for row, other in pairs
+        ]
+        labels = labels | {"minus": ", ".join(study.baseline.values())}
+        found.append((labels, [row | {"state": "finished"} for row in rows]))
+    return found
 
 
 def _statistics(group: Sequence[Row], columns: Sequence[str]) -> dict[str, str]:
-    """Return mean, standard deviation and number of each column; cells without a value do not count."""
-    cells = {}
+    """Return mean, standard deviation, number and interval of each column; cells without a value do not count."""
+    cells: dict[str, str] = {}
     for column in columns:
         values = _values(group, column)
-        cells[column] = _text(mean(values)) if values else ""
-        cells[f"{column} sd"] = _text(_spread(values)) if len(values) > 1 else ""
+        known = {"": mean(values)} if values else {}
+        if len(values) > 1:
+            half = margin(values)
+            known |= {" sd": stdev(values), " low": mean(values) - half, " high": mean(values) + half}
+        cells |= {
+            f"{column}{what}": _text(known[what]) if what in known else "" for what in ("", " sd", " low", " high")
+        }
         cells[f"{column} n"] = str(len(values))
     return cells
 
@@ -142,13 +182,23 @@ def _compact(group: Sequence[Row], columns: Sequence[str]) -> dict[str, str]:
     cells = {"n": f"{sum(row['state'] == 'finished' for row in group)} of {len(group)}"}
     for column in columns:
         values = _values(group, column)
-        spread = f" ± {_spread(values):.2g}" if len(values) > 1 else ""
-        cells[column] = f"{mean(values):.4g}{spread}" if values else ""
+        half = f" ± {margin(values):.2g}" if len(values) > 1 else ""
+        cells[column] = f"{mean(values):.4g}{half}" if values else ""
+    return cells
+
+
+def _compact_differences(group: Sequence[Row], columns: Sequence[str]) -> dict[str, str]:
+    """Return the differences for readers, of whom many ask whether 0 is in the interval."""
+    cells = {"n": str(len(group))}
+    for column in columns:
+        values, half = _values(group, column), margin(_values(group, column))
+        interval = f" [{mean(values) - half:.2g}, {mean(values) + half:.2g}]" if len(values) > 1 else ""
+        cells[column] = f"{mean(values):.2g}{interval}" if values else ""
     return cells
 
 
 def draw(study: Study, groups: Sequence[tuple[dict[str, str], list[Row]]], path: Path) -> None:
-    """Draw each column against the axis x (PNG): means, with the standard deviation as error bars.
+    """Draw each column against the axis x (PNG): means, with their confidence intervals as error bars.
 
     There is a line for each combination of values on the other axes, those of the repetitions left out.
     """
@@ -171,7 +221,7 @@ def draw(study: Study, groups: Sequence[tuple[dict[str, str], list[Row]]], path:
             axes.errorbar(
                 [x for x, _ in drawn],
                 [mean(values) for _, values in drawn],
-                [_spread(values) for _, values in drawn],
+                [margin(values) for _, values in drawn],
                 marker="o",
                 capsize=3,
                 label=name,

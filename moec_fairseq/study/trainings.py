@@ -24,6 +24,7 @@ from moec_fairseq.launch.configuration import check_data, check_nothing_missing,
 from moec_fairseq.study.grid import Cell, Study, by_key, read_study
 from moec_fairseq.study.report import write_report
 from moec_fairseq.util.files import alone_with, find_yaml
+from moec_fairseq.util.machine import cores
 from moec_fairseq.util.processes import last_words, start_module
 from moec_fairseq.util.progress import progress_bar, start_at
 from moec_fairseq.util.stages import Stages
@@ -145,8 +146,7 @@ def run_cells(cells: Sequence[Cell], todo: Sequence[Cell], jobs: int, screen: Te
 
 def share_of_machine(slot: int, jobs: int) -> dict[str, str]:
     """Return the variables that give one of ``jobs`` trainings at a time its share of threads and GPUs."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = int(os.environ.get("OMP_NUM_THREADS") or cores)
+    threads = int(os.environ.get("OMP_NUM_THREADS") or cores())
     share = {"OMP_NUM_THREADS": str(max(1, threads // jobs))}
     if gpus := torch.cuda.device_count():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))

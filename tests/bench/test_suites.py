@@ -15,9 +15,10 @@ def test_every_suite_runs_and_writes_json_and_a_picture(tmp_path, capsys, memory
     contenders = {(row["suite"], row["contender"]) for row in found["rows"]}
     assert {("layer", "dense"), ("layer", "moec 4"), ("layer", "fairscale 4"), ("layer", "moec 2 bf16")} <= contenders
     assert {("loss", "fairseq"), ("loss", "ours")} <= contenders
+    assert {("pretrain", "dense"), ("pretrain", "moec 4"), ("finetune", "moec 2")} <= contenders
     assert {("train", "moec 2"), ("generate", "moec 4"), ("prepare", "split"), ("clean", "ours")} <= contenders
     assert all(second > 0 for row in found["rows"] for second in row["times"]["forward"])
     assert (tmp_path / "found.png").read_bytes().startswith(b"\x89PNG")
     shown = capsys.readouterr().out
-    for suite in ("layer", "loss", "train", "generate", "prepare", "clean"):
+    for suite in ("layer", "loss", "train", "generate", "pretrain", "finetune", "prepare", "clean"):
         assert f"## {suite}\n" in shown

@@ -20,7 +20,8 @@ PLATEAU = ("--lr-scheduler", "reduce_lr_on_plateau", "--lr-shrink", 0.5, "--lr-t
 KINDS = {
     "plain": (),
     "curriculum": ("--curriculum", 2),
-    "accumulation": ("--update-freq", "2,3,1", "--max-tokens", 60),
+    "accumulation and random groups":
+        ("--update-freq", "2,3,1", "--max-tokens", 60, "--moec-variance-groups", "random"),
     "whole groups": ("--skip-remainder-batch", "--update-freq", 2, "--max-tokens", 60),
     "ordered anew": ("--update-ordered-indices-seed",),
     "batched anew": ("--update-epoch-batch-itr", "True"),

@@ -146,12 +146,39 @@ def test_gradient_of_the_router_comes_from_the_gate_loss(build):
     assert with_gate.norm() > 10 * without.norm()
 
 
+def test_random_groups_are_drawn_for_each_update(build):
+    random, fixed = (
+        build("--dropout", "0", "--moec-expert-dropout", "0", "--moec-variance-groups", groups, "--moe-freq", "1")
+        for groups in ("random", "clusters")
+    )
+    fixed.model.load_state_dict(random.model.state_dict())
+
+    def logged(built, update):
+        built.model.set_num_updates(update)
+        loss, _, log = built.criterion(built.model.train(), built.batch())
+        sums = by_name(log["moe_sums"])
+        return loss.item(), sums["variance"].sum().item(), sums["spread"].tolist(), sums["balance"].sum().item()
+
+    first, again, second, clusters = logged(random, 3), logged(random, 3), logged(random, 4), logged(fixed, 3)
+    assert first == again
+    assert len({values[0] for values in (first, second, clusters)}) == 3  # losses
+    assert len({values[1] for values in (first, second, clusters)}) == 3  # variances
+    assert first[2] == second[2] == clusters[2]  # the spread inside clusters
+    for values in (first, second):
+        assert values[3] == pytest.approx(clusters[3], rel=1e-5)
+        assert values[0] - clusters[0] == pytest.approx(0.01 * (values[1] - clusters[1]), abs=1e-4)
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
         (["--moec-cluster-count", "3"], r"8 experts .* cannot form 3 clusters .*choose one of 1, 2, 4, 8 clusters"),
         (["--moec-cluster-count", "0"], r"cannot form 0 clusters"),
         (["--moec-cluster-count", "8"], r"--moec-variance intra_cv compares the experts of a cluster.*only 1 of them"),
+        (
+            ["--moec-variance-groups", "random", "--moec-variance", "global"],
+            r"--moec-variance-groups random changes nothing with --moec-variance global, .*; leave it out, or",
+        ),
         (
             ["--moec-cluster-count", "8", "--moec-variance", "intra", "--moec-expert-dropout", "0"],
             r"--moec-variance intra compares .* or --moec-variance none or global",

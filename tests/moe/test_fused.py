@@ -7,7 +7,7 @@ import torch
 
 from moec_fairseq.moe.clusters import ExpertClusters
 from moec_fairseq.moe.fused import MIN_TEMPERATURE, CosineRouting, _Gated, gated
-from moec_fairseq.moe.losses import GateLoss, fused_intra_cv, gate_statistics, over_ranks
+from moec_fairseq.moe.losses import GROUPS, GateLoss, fused_intra_cv, gate_statistics, over_ranks
 from moec_fairseq.moe.router import cosine_scores, replace_non_finite
 
 from .stubs import random_records
@@ -113,6 +113,17 @@ def test_losses_of_several_ranks():
     ours = losses_and_gradients(lambda statistics: fused_intra_cv(statistics, 0.5), records_of("random"), of_two)
     for a, b in zip(ours, losses_and_gradients(GateLoss("intra_cv", 0.5), records_of("random"), of_two), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_losses_of_random_groups():
+    def grouped(records):
+        return GROUPS["random"](gate_statistics(records), records, 1)
+
+    ours = losses_and_gradients(lambda statistics: fused_intra_cv(statistics, 0.5), records_of("random"), grouped)
+    expected = losses_and_gradients(GateLoss("intra_cv", 0.5), records_of("random"), grouped)
+    for a, b in zip(ours, expected, strict=True):
+        torch.testing.assert_close(a, b)
+    assert not torch.equal(ours[1], losses_and_gradients(GateLoss("intra_cv", 0.5), records_of("random"))[1])
 
 
 @pytest.mark.parametrize("case", ["no dropout", "cluster dropout", "tiny"])

@@ -1,6 +1,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from moec_fairseq.moe.clusters import ExpertClusters
 from moec_fairseq.moe.losses import (
+    GROUPS,
     VARIANCES,
     ClusterMoments,
     GateLoss,
@@ -288,6 +290,71 @@ def test_other_forms_allow_one_expert_in_a_cluster(form):
     GateLoss(form).check_cluster(1)
 
 
+def of_random_groups(form: str, record: RoutingRecord, update: int, layer: int = 0, seed: int = 1) -> float:
+    record = replace(record, num_updates=update, layer_index=layer)
+    return VARIANCES[form](GROUPS["random"](gate_statistics([record]), [record], seed)).item()
+
+
+@pytest.mark.parametrize("record, values", [
+    # P = 0.9, 0.5, 0.4, 0.2 in pairs: 0.9 with 0.5 (the clusters), with 0.4 (0.125 and 0.045) or with 0.2
+    (PLAIN, {0.05, 0.085, 0.125}),
+    # one with three: 0.4 alone (0.01), 0.3 alone (0.4, 0.2, 0.1: 0.14/6), 0.2 alone (0.14/6) or 0.1 alone (0.01)
+    (UNEQUAL, {0.01, 0.14 / 6}),
+])  # fmt: skip
+def test_random_groups_are_as_large_as_clusters_and_redrawn_each_update(record, values):
+    found = [of_random_groups("intra", record, update) for update in range(300)]
+    times = {value: sum(abs(value - other) < 1e-12 for other in found) for value in values}
+    assert sum(times.values()) == 300 and min(times.values()) > 60  # 100 or 150 of each; standard deviation 8 or 9
+    assert found == [of_random_groups("intra", record, update) for update in range(300)]
+
+
+@pytest.mark.parametrize("changed", ["seed", "layer", "update"])
+def test_seed_layer_and_update_change_the_groups(changed):
+    given = {"seed": 1, "layer": 2, "update": 3}
+    record = random_record(0, 5, clusters=ExpertClusters(12, 3))
+    assert len({of_random_groups("intra", record, **given | {changed: value}) for value in range(20)}) > 15
+
+
+def test_pinned_groups():
+    """A change of the random stream would give a resumed run other groups; those of expert dropout are others."""
+    clusters = ExpertClusters(8, 2)
+    records = [
+        replace(record, num_updates=7, layer_index=layer)
+        for layer, record in enumerate(random_records(clusters, [6, 6, 6]))
+    ]
+    statistics = gate_statistics(records)
+    grouped = GROUPS["random"](statistics, records, 1)
+    order_LS = (grouped.importance_LS.unsqueeze(-1) == statistics.importance_LS.unsqueeze(-2)).int().argmax(dim=-1)
+    assert order_LS.tolist() == [[4, 0, 1, 2, 6, 5, 3, 7], [4, 3, 1, 0, 2, 5, 7, 6], [3, 1, 2, 4, 0, 5, 6, 7]]
+    assert order_LS[0].tolist() != np.random.RandomState([1, 0, 7]).permutation(8).tolist()
+    for before, after in ((statistics.load_LS, grouped.load_LS), (statistics.importance_LS, grouped.importance_LS)):
+        assert torch.equal(before.gather(-1, order_LS), after)
+    assert GROUPS["clusters"](statistics, records, 1) is statistics
+
+
+@pytest.mark.parametrize("form", ["intra", "intra_inter", "intra_cv"])
+@pytest.mark.parametrize("dropout", [{"rate": 0.5}, {"rate": 0.4, "scope": "global"}], ids=str)
+def test_gradients_of_random_groups(form, dropout):
+    records = random_records(ExpertClusters(12, 3), [9, 9, 4], dtype=torch.float64, **dropout)
+
+    def losses(*_):
+        statistics = gate_statistics(records)
+        return GateLoss(form, 0.5, "random")(GROUPS["random"](statistics, records, 1))
+
+    assert torch.autograd.gradcheck(losses, [record.routing.scores_TS for record in records])
+    torch.testing.assert_close(losses()[0], balance_loss(gate_statistics(records)))
+
+
+@pytest.mark.parametrize("form", ["none", "global", "intra_inter_sorted"])
+def test_forms_without_clusters_have_no_random_groups(form):
+    with pytest.raises(
+        ValueError, match=f"with --moec-variance {form}, which .* --moec-variance intra or intra_inter or intra_cv"
+    ):
+        GateLoss(form, groups="random")
+    with pytest.raises(ValueError, match="--moec-variance-groups is 'rank'; choose one of clusters, random"):
+        GateLoss(form, groups="rank")
+
+
 LAYERS = [
     pytest.param({"rate": 0.0}, id="no dropout"),
     pytest.param({"rate": 0.5}, id="cluster dropout"),
@@ -373,7 +440,7 @@ def test_ranks_together_have_the_losses_of_the_whole_batch(form):
 def test_nothing_is_read_on_the_host(dropout, form):
     records = random_records(ExpertClusters(12, 3), [50, 50, 0, 31], device="meta", **dropout)
     with no_synchronisation() as device:
-        statistics = over_ranks(gate_statistics(records), torch.Tensor.clone)
+        statistics = GROUPS["random"](over_ranks(gate_statistics(records), torch.Tensor.clone), records, 1)
         loss = share_of_rank(torch.stack(GateLoss(form)(statistics)).sum(), statistics.world_size)
         loss.backward()
     assert loss.device == device and all(record.routing.scores_TS.grad is not None for record in records)

@@ -36,7 +36,7 @@ CAPACITY = (*EXACT, "--moec-dispatch", "capacity", "--moe-capacity-factor", "8")
         # the gradients of replicas are added up once for several micro-batches; one rank has dummy batches
         (4, (*REPLICATED, "--moec-sublayers", "2"), 3, [0, 1, 15, SENTENCES, SENTENCES]),
         # gradients of shared parameters in the course of the backward pass
-        (2, (*EXACT, *PYTORCH), 3, [0, 5, SENTENCES]),
+        (2, (*EXACT, *PYTORCH, "--moec-variance-groups", "random"), 3, [0, 5, SENTENCES]),
         (4, (*REPLICATED, *PYTORCH), 2, [0, 1, 15, SENTENCES, SENTENCES]),
         (2, (*EXACT, *PYTORCH, "--checkpoint-activations", "--moec-layout", "replaced"), 1, even(2)),
         (2, ("--moe-expert-count", "1", "--moec-cluster-count", "1", "--moec-variance", "none", *PYTORCH), 1, even(2)),

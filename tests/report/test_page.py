@@ -21,7 +21,7 @@ from .made import END, TWO_PAIRS, reading
 
 EVIL = "▁<script>document.title='bad'</script>"
 SYMBOLS = ("▁a", EVIL, "▁\"'&amp;<b>", "▁x")  # 4 to 7
-NAME = "<img src=x.png onerror=\"document.title='bad'\">"
+NAME = "_$x$<img src=x.png onerror=\"document.title='bad'\">"
 SENTENCES = [([4, 5, 6, 7, END], [6, 5, END]), ([7, END], [5, 5, END])] * 3
 HISTORY = {10: {"loss": 5.0, "moe_balance": 1.5}, 20: {"loss": 4.0, "moe_balance": 1.25}}
 VALID = {20: {"valid_loss": 4.5, "valid_moe_balance": 1.75}}
@@ -129,11 +129,25 @@ def test_numbers_of_a_layer_by_hand(out):
     assert [ratio["share %"], ratio["ratio"]] == pytest.approx([100 / 3, 7 / 9])
 
 
-def test_experts_without_tokens_are_counted():
+def test_a_single_model_in_the_place_of_two_none_of_whose_experts_has_a_choice(tmp_path):
     found = survey([reading(("▁a",), [9, 9, 0, 9, 0], TWO_PAIRS, [([4, END], [END])])], 0)
     model = Reported("m", {}, "t", found, information_of(found), {}, {})
     first = tables([model])["layers"][0]
     assert (first["unused experts"], first["idlest expert %"], first["busiest cluster %"]) == (3, 0, 100)
+    for name in ("loads-against.png", "curves.svg", "curves.csv", "notes.txt"):
+        (tmp_path / name).touch()
+    write([model], tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names >= {"report.html", "loads.png", "notes.txt"} and not {
+        n for n in names if "against" in n or "curves" in n
+    }
+    assert '<th scope="col">model' not in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_text_of_empty_lines(tmp_path):
+    found = survey([reading(("▁a",), [9, 9, 0, 9, 0], TWO_PAIRS, [([END], [END])], stacks=("encoder",))], 1)
+    write([Reported("m", {}, "t", found, information_of(found), {}, {})], tmp_path)
+    assert (tmp_path / "report.html").exists() and not (tmp_path / "information.png").exists()
 
 
 def test_typical_words_by_hand():

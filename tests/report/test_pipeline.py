@@ -192,10 +192,9 @@ def test_a_decoder_sees_the_references_or_what_the_model_makes(tmp_path, monkeyp
     monkeypatch.setattr(pipeline, "choose", lambda *_: chosen)
     monkeypatch.setattr(pipeline, "generate", generate)
     monkeypatch.setattr(pipeline, "data_of_directions", lambda *_: [place])
-    run = SimpleNamespace(file=tmp_path, scratch=tmp_path, set="", content="")
-    run._own = lambda *arguments: pipeline._Run._own(run, *arguments)
     wanted = Wanted(None, None, Path("talk"), [], None)
     facts = ModelFacts(tmp_path, "en", "de", 1024, False, 0, {})
-    (reading,) = pipeline._Run._translations(run, None, facts, wanted, Search())
+    given = pipeline.for_translation(tmp_path, facts, None, wanted, Search(), tmp_path)
+    (reading,) = given.readings
     assert made == [(["one", "two"], translations)]
-    assert (reading.language, reading.subset, run.set) == ("", "test", "talk")
+    assert (reading.language, reading.subset, given.name) == ("", "test", "talk")

@@ -1,6 +1,7 @@
 """Studies: which cells there are, how they run, what is reported; most cells run a script instead of a training."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -269,14 +270,16 @@ def test_report_of_what_is_there(tmp_path, capsys):
     start(path, out, report=True)
     assert "3 of 6 trainings are finished" in capsys.readouterr().out
     moe, moec = rows(out / "table.csv")
-    # seeds 1 and 2 are finished: their mean is 1.5, their standard deviation √½
+    # seeds 1 and 2 are finished: their mean is 1.5, their standard deviation √½; tan(0.475 π) · √½/√2 = 6.3531
     assert (moe["method"], moe["valid_nll_loss"], moe["valid_nll_loss sd"], moe["valid_nll_loss n"]) == (
         "moe", "3.5", "0.707107", "2",
     )  # fmt: skip
+    assert (moe["valid_nll_loss low"], moe["valid_nll_loss high"]) == ("-2.8531", "9.8531")
     assert (moe["BLEU"], moe["BLEU sd"], moe["gap"], moe["gap sd"]) == ("15", "7.07107", "2", "0")
     assert (moec["BLEU"], moec["BLEU sd"], moec["BLEU n"], moec["least_tokens"]) == ("10", "", "1", "1")
+    assert (moec["BLEU low"], moec["BLEU high"]) == ("", "")
     table = (out / "table.md").read_text().splitlines()
-    assert [word.strip() for word in table[2].split("|")[1:5]] == ["moe", "2 of 3", "3.5 ± 0.71", "2 ± 0"]
+    assert [word.strip() for word in table[2].split("|")[1:5]] == ["moe", "2 of 3", "3.5 ± 6.4", "2 ± 0"]
     assert [word.strip() for word in table[3].split("|")[1:5]] == ["moec", "1 of 3", "3", "2"]
     assert (out / "picture.png").read_bytes().startswith(b"\x89PNG")
     assert len((out / "cells.md").read_text().splitlines()) == 2 + 6
@@ -294,7 +297,58 @@ def test_what_is_drawn(tmp_path, monkeypatch):
     assert [label.get_text() for label in bleu.get_xticklabels()] == ["moe", "moec"]
     assert list(points.get_xdata()) == [0, 1] and points.get_ydata() == pytest.approx([70 / 3] * 2)
     low, high = bars.get_segments()[0][:, 1]
-    assert (low, high) == pytest.approx((70 / 3 - 15.2753, 70 / 3 + 15.2753), abs=1e-3)  # of 10, 20 and 40
+    # of 10, 20 and 40; with two degrees of freedom Student's t is (2p − 1)/√(2p(1 − p)) = 4.3027
+    assert (low, high) == pytest.approx((70 / 3 - 37.9462, 70 / 3 + 37.9462), abs=1e-3)
+
+
+def test_margins_are_those_of_tables():
+    # 97.5 % quantiles of Student's t with 1, 2, 4 and 9 degrees of freedom
+    for count, quantile in ((2, 12.706), (3, 4.303), (5, 2.776), (10, 2.262)):
+        values = [0.0] * (count - 1) + [float(count)]  # mean 1, standard deviation √count
+        assert report.margin(values) == pytest.approx(quantile, abs=1e-3)
+    assert math.isnan(report.margin([1.0])) and math.isnan(report.margin([]))
+
+
+def test_differences_are_of_the_same_repetition(tmp_path, capsys):
+    grid = [
+        {"method": {"dense": []}, "experts": {1: []}, "common.seed": [1, 2, 3]},
+        {"method": {"moe": [], "moec": []}, "experts": {8: [], 64: []}, "common.seed": [1, 2, 3]},
+    ]
+    changes = {"grid": grid, "baseline": {"method": "moe"}, "columns": ["valid_nll_loss", "BLEU"]}
+    path, out = write(tmp_path, **changes, picture={"x": "experts", "y": "BLEU"}), tmp_path / "out"
+    # moec − moe with 64 experts: −0.2, −0.1, 0, although seeds differ by far more; with 8 there is one pair
+    losses = {
+        ("moe", "64"): (3, 6, 9),
+        ("moec", "64"): (2.8, 5.9, 9),
+        ("moe", "8"): (4, 5, 6),
+        ("moec", "8"): (4.5, 5, 6),
+    }
+    for cell in read_study(path).cells(out):
+        method, experts, seed = (cell.labels[axis] for axis in ("method", "experts", "common.seed"))
+        lost = (method, experts) == ("moe", "8") and seed == "3" or (method, experts) == ("moec", "8") and seed == "2"
+        cell.write(state="failed" if lost else "finished", settings=METRIC, reason="")
+        loss = losses.get((method, experts), (1, 1, 1))[int(seed) - 1]
+        cell.log.write_text(line("valid", valid_num_updates=10, valid_loss=9, valid_nll_loss=loss) + "\n")
+        if method == "moe" and not lost:
+            (cell.folder / "evaluation" / "test").mkdir(parents=True)
+            found = {"set": "test", "model": "m", "version": "v", "scores": {"BLEU": asdict(Score(9, "nrefs:1"))}}
+            (cell.folder / "evaluation" / "test" / "scores.json").write_text(json.dumps(found))
+    start(path, out, report=True)
+    few, many = rows(out / "differences.csv")
+    assert (many["method"], many["experts"], many["minus"]) == ("moec", "64", "moe")
+    assert [many[f"valid_nll_loss{what}"] for what in ("", " sd", " n")] == ["-0.1", "0.1", "3"]
+    low, high = (float(many[f"valid_nll_loss {end}"]) for end in ("low", "high"))
+    assert (low, high) == pytest.approx((-0.1 - 0.24841, -0.1 + 0.24841), abs=1e-4)  # 4.3027 · 0.1/√3
+    assert [few[f"valid_nll_loss{what}"] for what in ("", " sd", " n", " low")] == ["0.5", "", "1", ""]
+    assert many["BLEU"] == "" and many["BLEU n"] == "0"
+    table = (out / "differences.md").read_text().splitlines()
+    assert [word.strip() for word in table[3].split("|")[1:6]] == ["moec", "64", "moe", "3", "-0.1 [-0.35, 0.15]"]
+    assert table[3] in capsys.readouterr().out
+    # all against one cell
+    write(tmp_path, **changes | {"baseline": {"method": "dense", "experts": 1}}, picture={"x": "experts", "y": "BLEU"})
+    start(path, out, report=True)
+    found = [(row["method"], row["experts"], row["minus"]) for row in rows(out / "differences.csv")]
+    assert found == [(method, experts, "dense, 1") for method in ("moe", "moec") for experts in ("8", "64")]
 
 
 def test_a_column_that_is_missing_is_said(tmp_path):
@@ -344,6 +398,11 @@ def test_one_that_never_came_to_a_checkpoint_may_get_other_options(stub, tmp_pat
         ({"picture": {"x": "experts", "y": []}}, "picture.x is 'experts', but must be an axis of the grid: method, "),
         ({"repeat": "method"}, "picture.x is method, whose values are repetitions; give another axis"),
         ({"repeat": "seed"}, "repeat is 'seed', but must be an axis of the grid: method, common.seed"),
+        ({"baseline": "moe"}, "baseline is 'moe', but must be axes and their labels, such as method: moe"),
+        ({"baseline": {"method": "dense"}}, "baseline is method: dense, but method has moe, moec"),
+        ({"baseline": {"size": 1}}, "baseline is size: 1, but size is no axis of the grid: method, common.seed"),
+        ({"baseline": {"method": "moe"}, "repeat": None}, "baseline compares the same repetitions; give repeat"),
+        ({"baseline": {"common.seed": 1}}, "baseline compares the same repetitions; give repeat, another axis"),
         ({"grid": {}}, "grid is {}, but must have axes, such as common.seed: [1, 2, 3]"),
         ({"grid": {"method": "moe"}}, "axis method is 'moe', but must be a list of values of an option"),
         ({"grid": {"method": ["moe", "moe"]}}, "axis method has a value twice"),

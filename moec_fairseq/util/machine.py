@@ -1,0 +1,59 @@
+"""What this machine has: cores, memory, GPUs."""
+
+import csv
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+# where a container or a job of a cluster may have a limit of its own
+LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory() -> int:
+    """Return the bytes of memory that there are for all processes of this machine or container."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in map(Path, LIMITS):
+        if path.is_file() and (limit := path.read_text(encoding="utf-8").strip()).isdecimal():  # or the word max
+            found.append(int(limit))
+    return min(found)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU.
+
+    Attributes:
+        name: of its maker.
+        memory: in bytes.
+        capability: of CUDA, such as 9.0.
+    """
+
+    name: str
+    memory: int
+    capability: float
+
+
+def gpus() -> list[Gpu]:
+    """Return the GPUs that this process may use, as their driver's own tool knows them; none if it is not there.
+
+    torch would have to begin to use them, which takes memory of each for as long as the process lives.
+    """
+    if not shutil.which("nvidia-smi"):
+        return []
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
+    done = subprocess.run(query, capture_output=True, text=True)
+    if done.returncode != 0:
+        return []
+    rows = csv.reader(done.stdout.splitlines(), skipinitialspace=True)
+    found = [Gpu(name, int(mib) << 20, float(capability)) for name, mib, capability in rows]
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None or not all(number.isdecimal() for number in chosen.split(",") if number):
+        return found  # all, or some by other names than their numbers
+    return [found[int(number)] for number in chosen.split(",") if number and int(number) < len(found)]
