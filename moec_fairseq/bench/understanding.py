@@ -70,7 +70,7 @@ def _compare(
 ) -> tuple[list[Row], list[Target]]:
     flags = {"dense": (0, DENSE)} | {f"moec {experts}": (experts, sparse(experts)) for experts in sizes.experts}
     setups = {name: _setup(folder, recipe, own, sizes, device) for name, (_, own) in flags.items()}
-    case = ", ".join([sizes.arch, f"{sizes.max_tokens} tokens per batch", *sizes.options])
+    case = f"{sizes.arch}, {sizes.max_tokens} tokens per batch"
     contenders = {name: Contender(training_step(setup)) for name, setup in setups.items()}
     with quiet():
         times = interleave(f"{suite} {case}", contenders, sizes.repeats, sizes.warmup, device)
