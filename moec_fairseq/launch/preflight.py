@@ -135,7 +135,7 @@ def findings(job: Job) -> Iterator[Finding]:
                 task.build_criterion(job.config.criterion)
             with open_dict(job.config):  # as the trainer does: fine-tuning takes some from its checkpoint
                 job.config.model.update(task.moec_model.options if hasattr(task, "moec_model") else {})
-            if job.world_size > 1 and job.config.model.get("moe_expert_count"):
+            if job.world_size > 1 and getattr(job.config.model, "moe_expert_count", None):
                 check_options(job.config)
         except (ValueError, AssertionError, FileNotFoundError, RuntimeError) as error:
             if isinstance(error, RuntimeError) or not str(error):  # it may look at values while it is built
@@ -144,7 +144,7 @@ def findings(job: Job) -> Iterator[Finding]:
                 yield _wrong("model", error)
             return
     shard = None
-    if num_experts := job.config.model.get("moe_expert_count"):
+    if num_experts := getattr(job.config.model, "moe_expert_count", None):
         shard, found = _sharing(job, num_experts)
         yield found
         if shard is None:
@@ -245,7 +245,8 @@ def _batch(job: Job) -> Finding:
         advice.append(f"optimization.update_freq=[{max(1, round(wanted / at_once))}]")
     criterion = job.config.criterion
     weight = published[0] * published[2] / at_once  # 1 with as many GPUs as published
-    if criterion.get("moec_variance") in GROWING_FORMS and not math.isclose(criterion.moec_variance_wt, weight):
+    form = getattr(criterion, "moec_variance", None)
+    if form in GROWING_FORMS and not math.isclose(criterion.moec_variance_wt, weight):
         advice.append(f"criterion.moec_variance_wt={weight:g} (the loss grows with the square of {at_once:,} tokens)")
     if not advice:
         return Finding(OK, "batch", f"{shown}, as published")
@@ -355,7 +356,7 @@ def _stand_in_for_data(task: Any) -> Iterator[None]:
 
 def _dictionaries(job: Job, task: Any) -> Iterator[Finding]:
     """Say whether the languages share their subwords, and the model its embeddings."""
-    shared = job.config.model.get("share_all_embeddings")
+    shared = getattr(job.config.model, "share_all_embeddings", None)
     if shared is None or task.target_dictionary is None:
         return
     number = len(task.source_dictionary)

@@ -48,7 +48,13 @@ class MoEFeedForward(nn.Module):
         return self.moe.residual(hidden_LBD, padding_mask_BL)
 
 
+# fairseq 0.12.2 has copies of parameters for a fused pass at evaluation, which it fills when it loads a layer
+FUSED = [f"{part}_{kind}" for part in ("in_proj", "out_proj", "fc1", "fc2") for kind in ("weight", "bias")]
+
+
 def _replace_feed_forward(layer: Any, moe: MoELayer) -> None:
+    for name in FUSED:
+        layer._parameters.pop(name, None)
     layer.fc1 = MoEFeedForward(moe)
     layer.activation_fn = nn.Identity()
     layer.activation_dropout_module = nn.Identity()
@@ -73,6 +79,7 @@ class ReplacedEncoderLayer(TransformerEncoderLayerBase):
 
     take_block = _replace_feed_forward
     around_block = _renamed(TransformerEncoderLayerBase.forward, "around_block")
+    _load_from_state_dict = nn.Module._load_from_state_dict  # that of fairseq 0.12.2 wants a linear map as fc1
 
     def forward(self, x: Tensor, encoder_padding_mask: Tensor | None, attn_mask: Tensor | None = None) -> Tensor:
         """Map (L, B, D) to (L, B, D)."""

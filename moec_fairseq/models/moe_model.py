@@ -11,7 +11,7 @@ from fairseq.data import Dictionary
 from moec_fairseq.checkpoint.state import State, group
 from moec_fairseq.compat.versions import disable_fused_encoder
 from moec_fairseq.models.dropout import use_cheap_masks
-from moec_fairseq.models.layers import give_block
+from moec_fairseq.models.layers import FUSED, give_block
 from moec_fairseq.models.placement import keep_layers, moe_layer_indices
 from moec_fairseq.moe.clusters import ExpertClusters
 from moec_fairseq.moe.dispatch import LocalDispatcher
@@ -184,9 +184,15 @@ class MoEModel:
         return blocks
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> None:
-        """Give parameters that an older version has written their current names, in place."""
+        """Give parameters that an older version has written their current names, in place.
+
+        Copies of parameters that fairseq 0.12.2 keeps of each layer are left out where this model has none.
+        """
         super().upgrade_state_dict_named(state_dict, name)  # type: ignore[misc]
         rename_old_parameters(state_dict)
+        own = {name for name, _ in self.named_parameters()}  # type: ignore[attr-defined]
+        for copy in [name for name in state_dict if name.rpartition(".")[2] in FUSED and name not in own]:
+            del state_dict[copy]
 
     def load_state_dict(
         self, state_dict: dict[str, Any], strict: bool = True, model_cfg: Any = None, args: Any = None
