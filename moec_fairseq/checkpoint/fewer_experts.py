@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from moec_fairseq.checkpoint.sharded import Checkpoint, assemble
-from moec_fairseq.checkpoint.state import MARK, State, group
+from moec_fairseq.checkpoint.state import EMBEDDINGS, MARK, State, group, leave_out_averages
 from moec_fairseq.checkpoint.tools import write_ranks
 from moec_fairseq.evaluate.routing import ModelOnData
 from moec_fairseq.evaluate.worth import inheritances, loads, losses_without, similarities
@@ -19,7 +19,6 @@ from moec_fairseq.moe.clusters import ExpertClusters
 from moec_fairseq.moe.expert_dropout import ExpertDropout
 from moec_fairseq.moe.losses import INTRA_FORMS
 
-EMBEDDINGS = ".router.expert_embeddings_NK"  # the end of the name of a parameter
 # experts of a layer -> the one that goes first
 First = Callable[[list[int]], int]
 
@@ -127,8 +126,7 @@ class Pruning:
     def pruned(self, keep: int) -> State:
         """Return the checkpoint with so many experts; with all of them, every tensor is as it was."""
         state = assemble(self.source, range(self.source.num_experts))
-        for stale in ("ema", "ema_fp32_params"):
-            (state.get("extra_state") or {}).pop(stale, None)
+        leave_out_averages(state)
         if keep == self.source.num_experts and self.choice.scope == "cluster":
             return state
         kept = self.kept(keep) if keep < self.source.num_experts else {}

@@ -26,6 +26,7 @@ Place = tuple[Any, ...]
 
 OPTIMIZER = "last_optimizer_state"
 MARK = ".experts.sublayers."  # in the name of every parameter that is stacked over experts
+EMBEDDINGS = ".router.expert_embeddings_NK"  # the end of the name of a router's embeddings
 # what fairseq's Transformers keep in a state dict beside parameters; the values of _float_tensor are arbitrary
 BUFFER = re.compile(r"(.*\.)?(version|_float_tensor)")
 # settings that make another model, by group, None: all; schedule and length often change on purpose
@@ -66,6 +67,12 @@ def rename_in_checkpoint(state: State) -> None:
     extra_state = state.get("extra_state") or {}
     for tensors in (state["model"], extra_state.get("ema"), extra_state.get("ema_fp32_params")):
         rename_old_parameters(tensors or {})
+
+
+def leave_out_averages(state: State) -> None:
+    """Remove moving averages, which are those of other parameters, from a checkpoint whose parameters change."""
+    for averages in ("ema", "ema_fp32_params"):
+        (state.get("extra_state") or {}).pop(averages, None)
 
 
 def load_if_readable(path: Path) -> State | None:

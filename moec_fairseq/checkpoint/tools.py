@@ -26,7 +26,16 @@ from moec_fairseq.checkpoint.sharded import (
     shard_of,
     write,
 )
-from moec_fairseq.checkpoint.state import MARK, State, first_names, load_state, parameters, readable, set_rank
+from moec_fairseq.checkpoint.state import (
+    MARK,
+    State,
+    first_names,
+    leave_out_averages,
+    load_state,
+    parameters,
+    readable,
+    set_rank,
+)
 
 _ONE_MODEL = "only checkpoints of the same model can be averaged"
 _LAYER = re.compile(r".*?\.layers\.\d+")
@@ -136,8 +145,7 @@ def _mean(sources: Sequence[Checkpoint], experts: range) -> State:
     """Return the last checkpoint with the mean of the parameters of all: see ``assemble``."""
     state = assemble(sources[-1], experts)
     state["model"].update(_mean_of((assemble(source, experts)["model"] for source in sources), len(sources)))
-    for stale in ("ema", "ema_fp32_params"):
-        (state.get("extra_state") or {}).pop(stale, None)
+    leave_out_averages(state)
     return state
 
 

@@ -23,14 +23,13 @@ from torch import Tensor
 from moec_fairseq.checkpoint import state as contents
 from moec_fairseq.checkpoint.names import listed, whole_path
 from moec_fairseq.checkpoint.sharded import assemble, open_checkpoint
-from moec_fairseq.checkpoint.state import MARK, OPTIMIZER, State, group, parameters
+from moec_fairseq.checkpoint.state import EMBEDDINGS, MARK, OPTIMIZER, State, group, parameters
 from moec_fairseq.checkpoint.tools import write_ranks
 from moec_fairseq.launch.configuration import as_typed
 from moec_fairseq.models.without_data import build_with_experts
 from moec_fairseq.moe.clusters import ExpertClusters
 
-EMBEDDINGS = ".router.expert_embeddings_NK"  # the ends of the names of parameters
-TEMPERATURE = ".router.temperature"
+TEMPERATURE = ".router.temperature"  # the end of the name of a parameter
 REPLACED = ".fc1.moe"  # the end of the name of a block in the place of a feed-forward block
 # parameters of an expert's first block -> those of fairseq's layer
 COPIED = {"w1_NFD": "fc1.weight", "b1_NF": "fc1.bias", "w2_NDF": "fc2.weight", "b2_ND": "fc2.bias"}
@@ -190,8 +189,7 @@ def _upcycled(path: Path, state: State, blocks: Blocks, clusters: ExpertClusters
         state["cfg"]["model"] = options
     else:
         group(state, "model").update(options)
-    for stale in ("ema", "ema_fp32_params"):
-        (state.get("extra_state") or {}).pop(stale, None)
+    contents.leave_out_averages(state)
     if OPTIMIZER in state:
         _copy_optimizer(state, of_optimizer, origins)
         state["optimizer_history"][-1]["criterion_name"] = CRITERIONS[options.get("_name") or options["arch"]]

@@ -3,7 +3,9 @@
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from tqdm import tqdm
 
 from moec_fairseq.checkpoint.state import group, load_state
 from moec_fairseq.moe.layer import MoELayer
+from moec_fairseq.moe.router import Routing
 from moec_fairseq.moe.routing_records import RoutingRecord
 from moec_fairseq.util.progress import progress_bar
 
@@ -154,6 +157,25 @@ class ModelOnData:
             loss += float(logged["nll_loss" if translates else "loss"])
             count += float(logged["ntokens"] if translates else sample_size)
         return loss / count / math.log(2)
+
+
+@contextmanager
+def noted_routers(layers: Mapping[str, MoELayer]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """Note, in this context, the tokens that each router has got last, (T, D), and the expert of each, (T,).
+
+    They are found by the name of the layer.
+    """
+    routed: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def note(_: Any, inputs: tuple[Tensor, Tensor], routing: Routing, name: str) -> None:
+        routed[name] = inputs[0], routing.expert_T
+
+    hooks = [layer.router.register_forward_hook(partial(note, name=name)) for name, layer in layers.items()]
+    try:
+        yield routed
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def logged(criterion: Any, sums: dict[str, Any]) -> dict[str, float]:

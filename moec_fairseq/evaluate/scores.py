@@ -3,11 +3,11 @@
 import csv
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
@@ -262,16 +262,25 @@ def write_table(
         rows: of the table.
         shown: rows in Markdown instead, shorter ones.
     """
-    columns = list(dict.fromkeys(column for row in rows for column in row))
     with whole_texts([table, table.with_suffix(".md")]) as (text, markdown):
-        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        write_csv(text, rows)
         markdown.write(markdown_table(rows if shown is None else shown) + "\n")
+
+
+def write_csv(file: TextIO, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows, by column; a cell that a row lacks is empty."""
+    writer = csv.DictWriter(file, columns_of(rows), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def columns_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the columns that any of the rows has, in the order in which they come."""
+    return list(dict.fromkeys(column for row in rows for column in row))
 
 
 def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
     """Return rows, by column, as Markdown."""
-    columns = list(dict.fromkeys(column for row in rows for column in row))
+    columns = columns_of(rows)
     cells = [[row.get(column, "").replace("|", "\\|") for column in columns] for row in rows]
     return tabulate(cells, headers=columns, tablefmt="github", disable_numparse=True)

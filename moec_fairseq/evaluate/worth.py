@@ -4,13 +4,11 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from moec_fairseq.evaluate.routing import ModelOnData
+from moec_fairseq.evaluate.routing import ModelOnData, noted_routers
 from moec_fairseq.moe.layer import MoELayer
 from moec_fairseq.moe.router import Router, Routing
 from moec_fairseq.report.resemblance import Sample, cosine_of_outputs
@@ -30,15 +28,10 @@ def similarities(run: ModelOnData, subset: str) -> dict[str, Tensor]:
     All experts compute the same tokens: a sample of those that the layer gets, whichever expert they are routed to.
     """
     samples = {name: Sample(COMPARED) for name in run.layers}
-
-    def note(_: Any, inputs: tuple[Tensor, Tensor], __: Any, sample: Sample) -> None:
-        sample.add(inputs[0])
-
-    hooks = [run.layers[name].router.register_forward_hook(partial(note, sample=samples[name])) for name in samples]
-    for _ in run.routing(subset, "tokens to compare experts on"):
-        pass
-    for hook in hooks:
-        hook.remove()
+    with noted_routers(run.layers) as routed:
+        for _ in run.routing(subset, "tokens to compare experts on"):
+            for name, (tokens_TD, _) in routed.items():
+                samples[name].add(tokens_TD)
     return {
         name: cosine_of_outputs(layer.experts, samples[name].tokens_TD, run.num_experts)
         for name, layer in run.layers.items()

@@ -1,6 +1,7 @@
 """A YAML file and the KEY=VALUE of the command line, composed by hydra and checked before any rank starts."""
 
 import difflib
+import json
 import logging
 import re
 import shlex
@@ -33,7 +34,7 @@ from moec_fairseq.compat.versions import compose, initialize_config_dir
 USER_DIR = Path(moec_fairseq.__path__[0])
 MISSING = "???"
 _IN_DOUBLE = re.compile(r"[^\"$`\\!]*'[^\"$`\\!]*")
-WORD = re.compile(r"(?!(?:true|false|null|nan|inf)$)[a-z_/][\w./-]*", re.IGNORECASE)  # text that hydra takes as such
+_WORD = re.compile(r"(?!(?:true|false|null|nan|inf)$)[a-z_/][\w./-]*", re.IGNORECASE)  # text that hydra takes as such
 # hints of hydra for other uses than ours, and of omegaconf for programmers
 _ASIDE = re.compile(
     r"See https|To append to your config|Either remove|Or add a|\w*_(key|type)[:=]|Config search path|provider="
@@ -184,13 +185,18 @@ def quoted(text: Path | str) -> str:
     return str(QuotedString(str(text), Quote.single).with_quotes())
 
 
+def as_hydra_reads(value: Any) -> str:
+    """Return a value of an override: text and paths in quotation marks unless hydra takes them as they are."""
+    if isinstance(value, (str, Path)):
+        return str(value) if _WORD.fullmatch(str(value)) else quoted(value)
+    if isinstance(value, list):
+        return f"[{','.join(map(as_hydra_reads, value))}]"
+    return json.dumps(value)  # numbers, true, false, null
+
+
 def as_typed(overrides: Mapping[str, Any]) -> str:
     """Return values by name as one types them into a shell, behind ``moec train CONFIG``."""
-
-    def shown(value: Any) -> Any:
-        return value if isinstance(value, (bool, int, float)) or WORD.fullmatch(str(value)) else quoted(value)
-
-    words = [f"{name}={shown(value)}" for name, value in overrides.items()]
+    words = [f"{name}={as_hydra_reads(value)}" for name, value in overrides.items()]
     # hydra's quotation marks are single ones, which double ones keep
     return " ".join(f'"{word}"' if _IN_DOUBLE.fullmatch(word) else shlex.quote(word) for word in words)
 

@@ -11,6 +11,7 @@ from typing import Any
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
 from torch import Tensor, nn
 
+from moec_fairseq.compat.versions import FUSED_WEIGHTS
 from moec_fairseq.moe.layer import MoELayer
 
 
@@ -48,12 +49,8 @@ class MoEFeedForward(nn.Module):
         return self.moe.residual(hidden_LBD, padding_mask_BL)
 
 
-# fairseq 0.12.2 has copies of parameters for a fused pass at evaluation, which it fills when it loads a layer
-FUSED = [f"{part}_{kind}" for part in ("in_proj", "out_proj", "fc1", "fc2") for kind in ("weight", "bias")]
-
-
 def _replace_feed_forward(layer: Any, moe: MoELayer) -> None:
-    for name in FUSED:
+    for name in FUSED_WEIGHTS:
         layer._parameters.pop(name, None)
     layer.fc1 = MoEFeedForward(moe)
     layer.activation_fn = nn.Identity()

@@ -9,9 +9,9 @@ from fairseq import utils
 from fairseq.data import Dictionary
 
 from moec_fairseq.checkpoint.state import State, group
-from moec_fairseq.compat.versions import disable_fused_encoder
+from moec_fairseq.compat.versions import FUSED_WEIGHTS, disable_fused_encoder
 from moec_fairseq.models.dropout import use_cheap_masks
-from moec_fairseq.models.layers import FUSED, give_block
+from moec_fairseq.models.layers import give_block
 from moec_fairseq.models.placement import keep_layers, moe_layer_indices
 from moec_fairseq.moe.clusters import ExpertClusters
 from moec_fairseq.moe.dispatch import LocalDispatcher
@@ -191,7 +191,7 @@ class MoEModel:
         super().upgrade_state_dict_named(state_dict, name)  # type: ignore[misc]
         rename_old_parameters(state_dict)
         own = {name for name, _ in self.named_parameters()}  # type: ignore[attr-defined]
-        for copy in [name for name in state_dict if name.rpartition(".")[2] in FUSED and name not in own]:
+        for copy in [name for name in state_dict if name.rpartition(".")[2] in FUSED_WEIGHTS and name not in own]:
             del state_dict[copy]
 
     def load_state_dict(

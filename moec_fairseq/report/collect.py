@@ -5,8 +5,7 @@ all features in a row.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from moec_fairseq.criterions.router_losses import SUMS, on_host
 from moec_fairseq.data.gpt2_bpe import Gpt2Model
-from moec_fairseq.evaluate.routing import ModelOnData, logged
+from moec_fairseq.evaluate.routing import ModelOnData, logged, noted_routers
 from moec_fairseq.moe.clusters import ExpertClusters
 from moec_fairseq.moe.layer import MoELayer
 from moec_fairseq.report.information import Counts
@@ -171,7 +170,7 @@ class _Sums:
         criterion = on.criterion()
         sentences = [Sentence(reading.language) for _ in range(self.shown)]
         for batch in on.batches(reading.subset, "routing"):
-            with torch.no_grad(), _routers(on) as routed:
+            with torch.no_grad(), noted_routers(on.layers) as routed:
                 *_, log = criterion(on.model, batch)
             if SUMS in log:  # of float32, which would round the counts of a large set
                 log[SUMS] = log[SUMS].double()
@@ -261,24 +260,6 @@ def _all_features(stack: str, classes: TokenClasses) -> list[Feature]:
     """Return the features of what a stack reads, and, for a decoder, of what it is to say."""
     following = [feature for feature in classes.features if feature.name in NEXT_FEATURES] if stack in SAYS else []
     return [*classes.features, *(Feature(NEXT + feature.name, feature.labels) for feature in following)]
-
-
-@contextmanager
-def _routers(on: ModelOnData) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """Note the tokens that each router gets, and the expert that it chooses for each, by the name of its layer."""
-    routed: dict[str, tuple[Tensor, Tensor]] = {}
-    hooks = []
-    for name, layer in on.layers.items():
-
-        def note(_: Any, inputs: tuple[Tensor, Tensor], routing: Any, name: str = name) -> None:
-            routed[name] = inputs[0], routing.expert_T
-
-        hooks.append(layer.router.register_forward_hook(note))
-    try:
-        yield routed
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _part(batch: Any, path: Sequence[str]) -> Tensor:

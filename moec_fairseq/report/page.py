@@ -1,7 +1,6 @@
 """The page of a report: one file that needs no network, pictures inside and beside it, and the numbers beside it."""
 
 import base64
-import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
+from moec_fairseq.evaluate.scores import columns_of, write_csv
 from moec_fairseq.report.collect import COMPARED, Token
 from moec_fairseq.report.information import SHUFFLES
 from moec_fairseq.report.pictures import EACH, curves
@@ -90,7 +90,8 @@ def write(models: Sequence[Reported], out: Path) -> None:
     drawn = _pictures(models, out)
     for name, rows in found.items():
         if rows:
-            _write_csv(out / f"{name}.csv", rows)
+            with whole_texts([out / f"{name}.csv"]) as (file,):
+                write_csv(file, rows)
     write_json(out / NUMBERS, numbers(models, found))
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -98,7 +99,7 @@ def write(models: Sequence[Reported], out: Path) -> None:
         undefined=StrictUndefined,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"cell": _cell, "columns": _columns, "hover": Shown.hover, "colour": Shown.colour}
+    environment.filters |= {"cell": _cell, "columns": columns_of, "hover": Shown.hover, "colour": Shown.colour}
     shown = found | {"words": shown_words(found["words"]), "classes": _fewest_groups(found["classes"])}
     if len(models) == 1:  # which needs no column of its own
         shown = {name: [_without(row, "model") for row in rows] for name, rows in shown.items()}
@@ -167,17 +168,6 @@ def _without(row: Row, column: str) -> Row:
 
 def _is_nan(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
-
-
-def _columns(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(column for row in rows for column in row))
-
-
-def _write_csv(path: Path, rows: Sequence[Row]) -> None:
-    with whole_texts([path]) as (file,):
-        writer = csv.DictWriter(file, _columns(rows), restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _cell(value: Any) -> Markup:

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from moec_fairseq.__main__ import parse
-from moec_fairseq.launch.configuration import WORD, quoted
+from moec_fairseq.launch.configuration import as_hydra_reads
 from moec_fairseq.util.files import write_json
 
 KEYS = ("config", "overrides", "grid", "evaluate", "repeat", "baseline", "columns", "picture")
@@ -216,7 +216,7 @@ def _axes(path: Path, grid: Any) -> Axes:
     for axis, values in grid.items():
         axis = str(axis)
         if isinstance(values, list) and values:
-            axes[axis] = {_label(value): [f"{axis}={_value(value)}"] for value in values}
+            axes[axis] = {_label(value): [f"{axis}={as_hydra_reads(value)}"] for value in values}
             if len(axes[axis]) < len(values):
                 raise ValueError(f"{path}: axis {axis} has a value twice: {values}.")
         elif isinstance(values, dict) and values:
@@ -230,16 +230,7 @@ def _axes(path: Path, grid: Any) -> Axes:
 
 
 def _label(value: Any) -> str:
-    return value if isinstance(value, str) else _value(value)
-
-
-def _value(value: Any) -> str:
-    """Return a value of YAML as hydra reads it."""
-    if isinstance(value, str):
-        return value if WORD.fullmatch(value) else quoted(value)
-    if isinstance(value, list):
-        return f"[{','.join(map(_value, value))}]"
-    return json.dumps(value)  # numbers, true, false, null
+    return value if isinstance(value, str) else as_hydra_reads(value)
 
 
 def by_key(overrides: Iterable[str]) -> dict[str, str]:

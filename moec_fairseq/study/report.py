@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -17,6 +17,8 @@ from moec_fairseq.util.progress import history
 CONFIDENCE = 0.95  # of all intervals
 
 Row = dict[str, Any]
+Group = tuple[dict[str, str], list[Row]]  # labels on all axes but that of the repetitions, and the repetitions
+Compact = Callable[[Sequence[Row], Sequence[str]], dict[str, str]]  # rows and columns -> cells for readers
 
 
 def write_report(study: Study, cells: Sequence[Cell], out: Path) -> None:
@@ -41,24 +43,21 @@ def write_report(study: Study, cells: Sequence[Cell], out: Path) -> None:
         if column not in known:
             raise ValueError(f"{study.path}: no training has a column {column}; they have {', '.join(sorted(known))}.")
     groups = _groups(study, rows)
-    write_table(
-        out / "table.csv",
-        [labels | _statistics(group, study.columns) for labels, group in groups],
-        compact := [labels | _compact(group, study.columns) for labels, group in groups],
-    )
-    print(f"\n{markdown_table(compact)}\n")
+    _write_means(out / "table.csv", study.columns, groups, _compact)
     print(f"means ± half of their {CONFIDENCE:.0%} confidence intervals: {out / 'table.csv'} and table.md")
     if differences := _differences(study, groups):
-        write_table(
-            out / "differences.csv",
-            [labels | _statistics(group, study.columns) for labels, group in differences],
-            compact := [labels | _compact_differences(group, study.columns) for labels, group in differences],
-        )
-        print(f"\n{markdown_table(compact)}\n")
+        _write_means(out / "differences.csv", study.columns, differences, _compact_differences)
         print(f"differences of the same {study.repeat}: {out / 'differences.csv'} and differences.md")
     if study.y:
         draw(study, groups, out / "picture.png")
         print(f"a picture of the means: {out / 'picture.png'}")
+
+
+def _write_means(table: Path, columns: Sequence[str], groups: Sequence[Group], compact: Compact) -> None:
+    """Write what is known of each group, and show it as ``compact`` makes it."""
+    shown = [labels | compact(group, columns) for labels, group in groups]
+    write_table(table, [labels | _statistics(group, columns) for labels, group in groups], shown)
+    print(f"\n{markdown_table(shown)}\n")
 
 
 def _text(value: Any, digits: int = 6) -> str:
@@ -119,7 +118,7 @@ def at_best(lines: Iterable[str], metric: str, larger: bool) -> dict[str, float]
     return row
 
 
-def _groups(study: Study, rows: Sequence[Row]) -> list[tuple[dict[str, str], list[Row]]]:
+def _groups(study: Study, rows: Sequence[Row]) -> list[Group]:
     """Return the rows that differ in nothing but the repetition, with their labels on the other axes."""
     axes = [axis for axis in study.axes if axis != study.repeat]
     groups: dict[tuple[str, ...], list[Row]] = {}
@@ -140,9 +139,7 @@ def margin(values: Sequence[float]) -> float:
     return quantile * stdev(values) / math.sqrt(len(values))
 
 
-def _differences(
-    study: Study, groups: Sequence[tuple[dict[str, str], list[Row]]]
-) -> list[tuple[dict[str, str], list[Row]]]:
+def _differences(study: Study, groups: Sequence[Group]) -> list[Group]:
     """Return, for all groups but the baseline's own, rows of what they have more than it in the same repetition."""
     repeat, by_labels = str(study.repeat), {tuple(labels.items()): group for labels, group in groups}
     found = []
@@ -197,7 +194,7 @@ def _compact_differences(group: Sequence[Row], columns: Sequence[str]) -> dict[s
     return cells
 
 
-def draw(study: Study, groups: Sequence[tuple[dict[str, str], list[Row]]], path: Path) -> None:
+def draw(study: Study, groups: Sequence[Group], path: Path) -> None:
     """Draw each column against the axis x (PNG): means, with their confidence intervals as error bars.
 
     There is a line for each combination of values on the other axes, those of the repetitions left out.

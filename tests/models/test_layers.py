@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from moec_fairseq.models.layers import FUSED, give_block
+from moec_fairseq.compat.versions import FUSED_WEIGHTS
+from moec_fairseq.models.layers import give_block
 from moec_fairseq.moe.layer import MoELayer
 from tests.models.built import ours, stock
 
@@ -36,7 +37,7 @@ def settings_of(module):
     apart = ("_incremental_state_id", "can_use_fastpath")
     own = {key: value for key, value in vars(module).items() if isinstance(value, plain) and key not in apart}
     # nor have layers without a feed-forward block the copies of it that this path reads
-    parameters = [name for name, _ in module.named_parameters(recurse=False) if name not in FUSED]
+    parameters = [name for name, _ in module.named_parameters(recurse=False) if name not in FUSED_WEIGHTS]
     return own | {"hooks": len(module._forward_pre_hooks), "parameters": parameters}
 
 
@@ -89,7 +90,7 @@ def test_a_layer_that_is_sharded_is_rejected():
 
 def test_a_replaced_layer_loads_what_fairseq_0_12_2_saves_of_a_dense_one():
     _, model = both("replaced", ())
-    copies = {f"encoder.layers.1.{name}": torch.zeros(2) for name in FUSED}
+    copies = {f"encoder.layers.1.{name}": torch.zeros(2) for name in FUSED_WEIGHTS}
     assert not copies.keys() & dict(model.named_parameters()).keys()
     loaded = model.load_state_dict(model.state_dict() | copies)
     assert not loaded.missing_keys and not loaded.unexpected_keys
