@@ -160,6 +160,7 @@ def evaluate_translations(selection: Selection, options: Mapping[str, Any]) -> l
         print(f"\n{row['system']} on {len(hypotheses)} sentences of {row['set']}")
         print(f"{row['model']}|moec_fairseq:{done.version}")
         result = row | {
+            "direction": place.chosen,
             "sentences": len(hypotheses),
             "checkpoints": [str(path) for path in selection.paths],
             "scores": {key: asdict(value) for key, value in scores.items()},

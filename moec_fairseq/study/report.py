@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from scipy.special import stdtrit
 
-from moec_fairseq.evaluate.scores import markdown_table, write_table
+from moec_fairseq.evaluate.scores import Score, markdown_table, mean_scores, write_table
 from moec_fairseq.study.grid import Cell, Study
 from moec_fairseq.util.progress import history
 
@@ -76,11 +76,31 @@ def _row(cell: Cell) -> Row:
         row |= at_best(cell.log.read_text(encoding="utf-8", errors="replace").splitlines(), metric, larger)
     evaluations = sorted(cell.folder.glob("evaluation/*/scores.json"), key=lambda path: path.stat().st_mtime)
     if evaluations:
-        found = json.loads(evaluations[-1].read_text(encoding="utf-8"))
-        row |= {key: found[key] for key in ("set", "model", "version")}
-        for name, score in found["scores"].items():
-            row |= {name: score["value"], f"{name}'s signature": score["signature"]}
+        row |= _scores([json.loads(path.read_text(encoding="utf-8")) for path in evaluations])
     return row | {"reason": note.get("reason", "")}
+
+
+def _scores(evaluations: Sequence[Mapping[str, Any]]) -> Row:
+    """Return the scores of the last evaluation; of a model of many languages, each direction and the means.
+
+    Args:
+        evaluations: what their scores.json hold, the last one at the end.
+    """
+
+    def directions(found: Mapping[str, Any]) -> tuple[str, str]:
+        """Return what the evaluations in all directions of a model have in common."""
+        return found["set"].removesuffix(found.get("direction") or "").rstrip(), found["model"]
+
+    last = evaluations[-1]
+    row = {key: last[key] for key in ("model", "version")} | {"set": directions(last)[0]}
+    together = [found for found in evaluations if directions(found) == directions(last)]
+    for found in together:
+        of = f" {found['direction']}" if found.get("direction") else ""
+        for name, score in found["scores"].items():
+            row |= {f"{name}{of}": score["value"], f"{name}{of}'s signature": score["signature"]}
+    if last.get("direction"):
+        row |= mean_scores([{name: Score(**score) for name, score in found["scores"].items()} for found in together])
+    return row
 
 
 def at_best(lines: Iterable[str], metric: str, larger: bool) -> dict[str, float]:

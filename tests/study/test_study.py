@@ -285,6 +285,29 @@ def test_report_of_what_is_there(tmp_path, capsys):
     assert len((out / "cells.md").read_text().splitlines()) == 2 + 6
 
 
+def test_scores_of_many_directions(tmp_path):
+    path, out = write(tmp_path, grid={"method": ["moe"], "common.seed": [1]}), tmp_path / "out"
+    fill(path, out)
+    ((cell),) = read_study(path).cells(out)
+    evaluations = [  # the last one has two directions; before it, another part of the data and another model
+        ("valid en-de", "en-de", "new", 70.0),
+        ("test en-de", "en-de", "old", 80.0),
+        ("test en-de", "en-de", "new", 20.0),
+        ("test en-fr", "en-fr", "new", 31.0),
+    ]
+    for time, (name, direction, model, bleu) in enumerate(evaluations, start=10**9):
+        folder = cell.folder / "evaluation" / f"{time}"
+        folder.mkdir()
+        scores = {"BLEU": asdict(Score(bleu, f"of {direction}"))}
+        found = {"set": name, "direction": direction, "model": model, "version": "v", "scores": scores}
+        (folder / "scores.json").write_text(json.dumps(found))
+        os.utime(folder / "scores.json", (2 * time, 2 * time))
+    start(path, out, report=True)
+    (row,) = rows(out / "cells.csv")
+    assert (row["set"], row["BLEU"], row["BLEU en-de"], row["BLEU en-fr"]) == ("test", "25.5", "20", "31")
+    assert row["BLEU en-fr's signature"] == "of en-fr"
+
+
 def test_what_is_drawn(tmp_path, monkeypatch):
     path, out = write(tmp_path), tmp_path / "out"
     fill(path, out)
