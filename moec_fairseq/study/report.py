@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -221,6 +222,8 @@ def draw(study: Study, groups: Sequence[Group], path: Path) -> None:
     """
     assert study.x is not None
     ticks = list(dict.fromkeys(labels[study.x] for labels, _ in groups))
+    with suppress(ValueError):
+        ticks.sort(key=float)  # numbers by size, whatever the order of the trainings
     lines: dict[str, list[tuple[int, list[Row]]]] = {}
     others = [axis for axis in study.axes if axis not in (study.x, study.repeat)]
     for labels, group in groups:

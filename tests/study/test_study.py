@@ -324,6 +324,17 @@ def test_what_is_drawn(tmp_path, monkeypatch):
     assert (low, high) == pytest.approx((70 / 3 - 37.9462, 70 / 3 + 37.9462), abs=1e-3)
 
 
+def test_numbers_are_drawn_by_size(tmp_path, monkeypatch):
+    sizes = {size: [f"model.moe_expert_count={size}"] for size in ("64", "8", "128")}
+    picture = {"x": "experts", "y": ["BLEU"]}
+    path = write(tmp_path, grid={"method": ["moe"], "common.seed": [1], "experts": sizes}, picture=picture)
+    fill(path, tmp_path / "out")
+    drawn = []
+    monkeypatch.setattr(report.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    start(path, tmp_path / "out", report=True)
+    assert [label.get_text() for label in drawn[0].axes[0].get_xticklabels()] == ["8", "64", "128"]
+
+
 def test_margins_are_those_of_tables():
     # 97.5 % quantiles of Student's t with 1, 2, 4 and 9 degrees of freedom
     for count, quantile in ((2, 12.706), (3, 4.303), (5, 2.776), (10, 2.262)):
