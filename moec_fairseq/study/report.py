@@ -238,6 +238,8 @@ def draw(study: Study, groups: Sequence[Group], path: Path) -> None:
                 for tick, group in sorted(points, key=lambda point: point[0])
                 if (values := _values(group, column))
             ]
+            if not drawn:
+                continue  # nor a line in the legend
             axes.errorbar(
                 [x for x, _ in drawn],
                 [mean(values) for _, values in drawn],

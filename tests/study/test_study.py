@@ -335,6 +335,18 @@ def test_numbers_are_drawn_by_size(tmp_path, monkeypatch):
     assert [label.get_text() for label in drawn[0].axes[0].get_xticklabels()] == ["8", "64", "128"]
 
 
+def test_what_is_not_there_has_no_line(tmp_path, monkeypatch):
+    path, out = (
+        write(tmp_path, picture={"x": "size", "y": ["BLEU"]}, grid=CONTENT["grid"] | {"size": {"s": []}}),
+        tmp_path / "out",
+    )
+    fill(path, out, unfinished=[("moe", 1), ("moe", 2), ("moe", 4)])
+    drawn = []
+    monkeypatch.setattr(report.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    start(path, out, report=True)
+    assert [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()] == ["moec"]
+
+
 def test_margins_are_those_of_tables():
     # 97.5 % quantiles of Student's t with 1, 2, 4 and 9 degrees of freedom
     for count, quantile in ((2, 12.706), (3, 4.303), (5, 2.776), (10, 2.262)):
@@ -554,18 +566,29 @@ def test_a_cell_is_trained_once_and_evaluated(tmp_path, monkeypatch):
     assert len(ran) == 3
 
 
-@pytest.mark.parametrize("method", ["moe", "moec-nodropout", "moec", "global"])
+@pytest.mark.parametrize("method", ["moe", "moec-nodropout", "moec", "random-groups", "global"])
 def test_the_study_of_the_ceiling(tmp_path, method):
     ceiling = read_study(ROOT / "configs" / "studies" / "ceiling.yaml")
     cells = ceiling.cells(tmp_path, [f"task.data={tmp_path}"])
-    assert len(cells) == 3 * (1 + 3 * 4)  # seeds; one dense model, and three numbers of experts for each method
+    assert len(cells) == 3 * (1 + 3 * 5)  # seeds; one dense model, and three numbers of experts for each method
     (most,) = [c for c in cells if c.labels == {"method": method, "experts": "64", "common.seed": "1"}]
     values = configure(ROOT / "configs" / f"{ceiling.config}.yaml", most.overrides).values
-    has_clusters, drops = method.startswith("moec"), method in ("moec", "global")
+    has_variance, drops = method not in ("moe", "global"), method in ("moec", "global")
     assert values["model.moe_expert_count"] == 64 and values["model.moec_layout"] == "inserted"
-    assert (values["criterion.moec_variance"] != "none") == has_clusters
+    assert (values["criterion.moec_variance"] != "none") == has_variance
+    assert values["criterion.moec_variance_groups"] == ("random" if method == "random-groups" else "clusters")
     assert values["model.moec_expert_dropout"] == (0.5 if drops else 0)
     assert values["model.moec_expert_dropout_scope"] == ("global" if method == "global" else "cluster")
     clusters = ExpertClusters(64, values["model.moec_cluster_count"])
     dropout = ExpertDropout(values["model.moec_expert_dropout"], scope=values["model.moec_expert_dropout_scope"])
     GateLoss(values["criterion.moec_variance"], 1.0).check_cluster(dropout.fewest_active_in_a_cluster(clusters))
+
+
+def test_the_study_of_languages(tmp_path):
+    languages = read_study(ROOT / "configs" / "studies" / "languages.yaml")
+    cells = languages.cells(tmp_path, [f"task.data={tmp_path}"])
+    path = ROOT / "configs" / f"{languages.config}.yaml"
+    values = {cell.labels["model"]: configure(path, cell.overrides).values for cell in cells}
+    sizes = {name: (of["model.moe_expert_count"], of["model.moec_cluster_count"]) for name, of in values.items()}
+    assert sizes == {"dense": (1, 1), "moe-32": (32, 1), "moec-32": (32, 8), "moe-8": (8, 1), "moec-8": (8, 2)}
+    assert len(cells) == 3 * 5 and len({of["optimization.max_update"] for of in values.values()}) == 1
