@@ -211,6 +211,11 @@ def choose_corpus(
     if "train" in given and corpus is None:
         if several is None:
             return _own(own_parts(prefixes, files, *languages), *languages)
+        if two := [split for split in SPLITS if len(files.get(split) or ()) > 1]:
+            raise ValueError(
+                f"--{two[0]} names several files, but for --sources and --targets one file must hold all languages; or "
+                f"give --{two[0]}-prefix"
+            )
         parts_of = {language: own_parts(prefixes, files, several.one, language) for language in several.many}
         return _own_of_many(parts_of, several, sampling_temperature)
     if given:

@@ -109,6 +109,7 @@ def located(parts: Sequence[Part], files: Mapping[str, Path], folder: Path) -> I
         ValueError: an archive is broken, or does not have what is wanted, or it is not clear what is.
     """
     found: dict[tuple[str, str | None, str], Path] = {}
+    names: dict[Path, str] = {}  # of what is unpacked, for messages
     try:
         for number, (file, path) in enumerate(files.items()):
             wanted = {
@@ -118,18 +119,25 @@ def located(parts: Sequence[Part], files: Mapping[str, Path], folder: Path) -> I
                 if place.file == file
             }
             if any(member for member, _ in wanted) or is_archive(path):
-                members = {(file, *text): name for text, name in _members(path, wanted).items()}
+                members = _members(path, wanted)
                 unpacked = extract(path, set(members.values()), folder / str(number))
-                found |= {text: unpacked[name] for text, name in members.items()}
+                names |= {place: f"{path}:{member}" for member, place in unpacked.items()}
+                found |= {(file, *text): unpacked[member] for text, member in members.items()}
             else:
                 found |= {(file, *text): path for text in wanted}
-        yield [
-            {
-                language: Side(found[place.file, place.member, language], language, place.field)
-                for language, place in part.texts.items()
-            }
-            for part in parts
-        ]
+        sides = []
+        for part in parts:
+            texts = {}
+            for language, place in part.texts.items():
+                path = found[place.file, place.member, language]
+                texts[language] = Side(path, language, place.field, names.get(path))
+            sides.append(texts)
+        yield sides
+    except ValueError as error:
+        said = str(error)
+        for path, name in names.items():
+            said = said.replace(str(path), name)
+        raise ValueError(said) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -31,15 +31,17 @@ class Side:
         language: of the text, checked where the file says it.
         field: what of the file it is: the number of a column, its name, a path such as translation.en, or a language;
             None: the file has one text, or says which is in this language.
+        name: of the file, for messages, if not its path.
     """
 
     path: Path
     language: str
     field: str | None = None
+    name: str | None = None
 
     def __str__(self) -> str:
         """Return it as it is written."""
-        return f"{self.path}#{self.field}" if self.field else str(self.path)
+        return (self.name or str(self.path)) + (f"#{self.field}" if self.field else "")
 
     @property
     def wanted(self) -> Wanted:

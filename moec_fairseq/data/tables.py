@@ -281,7 +281,8 @@ def read_tmx(path: Path, wanted: Sequence[Wanted]) -> Iterator[tuple[Sentence, .
                 while unit.getprevious() is not None:
                     del unit.getparent()[0]
         except etree.XMLSyntaxError as error:
-            raise ValueError(f"{path}, line {error.lineno}: is not XML ({error.msg}); mend the file") from error
+            reason = " ".join((error.msg or "it ends too early").partition(", line ")[0].split())
+            raise ValueError(f"{path}, line {error.lineno}: is not XML ({reason}); mend the file") from error
     for text in wanted:
         if not found[text]:
             held = ", ".join(f"{name} ({number})" for name, number in languages.most_common()) or "no text"

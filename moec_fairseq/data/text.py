@@ -65,23 +65,22 @@ def raw_lines(path: Path) -> Iterator[str]:
     with open_unpacked(path) as file:
         head = file.peek(_HEAD)[:_HEAD]
         _check_head(path, head)
-        number, line = 0, b""
         for number, line in enumerate(iter(partial(file.readline, LONGEST + 1), b""), start=1):
             if len(line) > LONGEST:
                 raise too_long(path, f"line {number}")
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
+                if b"\r" in line.rstrip(b"\r\n") and not file.peek(1):
+                    raise ValueError(
+                        f"{path}, line 1: all lines are one, because they end in \\r alone, as on old Macs; convert "
+                        f"the file (for example: {_conversion(path, _FROM_MAC)})"
+                    )
             try:
                 yield line.decode("utf-8").removesuffix("\n").removesuffix("\r")
             except UnicodeDecodeError as error:
                 if _BINARY.search(head + line):
                     raise _no_text(path) from None
                 raise not_utf8(path, number, error.start + 1) from None
-        if number == 1 and b"\r" in line.rstrip(b"\r\n"):
-            raise ValueError(
-                f"{path}, line 1: all lines are one, because they end in \\r alone, as on old Macs; convert them (for "
-                f"example: {_conversion(path, _FROM_MAC)})"
-            )
 
 
 def too_long(path: Path, where: str) -> ValueError:
