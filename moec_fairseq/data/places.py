@@ -112,12 +112,12 @@ def located(parts: Sequence[Part], files: Mapping[str, Path], folder: Path) -> I
     names: dict[Path, str] = {}  # of what is unpacked, for messages
     try:
         for number, (file, path) in enumerate(files.items()):
-            wanted = {
+            wanted = dict.fromkeys(  # in this order, so that messages are always the same
                 (place.member, language)
                 for part in parts
                 for language, place in part.texts.items()
                 if place.file == file
-            }
+            )
             if any(member for member, _ in wanted) or is_archive(path):
                 members = _members(path, wanted)
                 unpacked = extract(path, set(members.values()), folder / str(number))
