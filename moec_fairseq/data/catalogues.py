@@ -85,7 +85,10 @@ def from_mtdata(name: str, source: str, target: str) -> Found:
 
 def _entry(name: str) -> Any:
     try:
-        print("mtdata: looking into its index, which it makes the first time (a minute)", flush=True)
+        from mtdata import cached_index_file
+
+        if not cached_index_file.exists():
+            print("mtdata makes its index, which it does once; that takes a minute ...", flush=True)
         from mtdata.entry import DatasetId
         from mtdata.index import INDEX
     except ImportError as error:
