@@ -165,7 +165,7 @@ def read_parquet(path: Path, wanted: Sequence[Wanted]) -> Iterator[tuple[Sentenc
     if command := unpacking_command(path):
         raise ValueError(f"{path} is compressed, and Parquet is read only as it is; unpack it first: {command}")
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path, pre_buffer=False) as file:  # which would hold all of the file
             paths = _paths(path, _keys(file.schema_arrow), wanted)
             batches = file.iter_batches(_BATCH, columns=sorted({keys[0] for keys in paths}), use_threads=False)
             rows = enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
