@@ -27,6 +27,7 @@ from moec_fairseq.util.files import alone_with, whole_files
 ZIP = b"PK\x03\x04"  # the first bytes
 # What zipfile raises; RuntimeError also for what is encrypted, or compressed in a way that it does not know.
 BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, UnicodeDecodeError, struct.error)
+SPREADSHEETS = (".xlsx", ".ods")
 TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 BLOCK = 1 << 20
 TRIES = 6  # in a row that bring nothing new
@@ -261,7 +262,13 @@ def _tar(archive: Path, names: Sequence[str], wanted: str) -> Iterator[tarfile.T
 
 
 def is_archive(path: Path) -> bool:
-    """Tell whether a file is a tar or zip archive, by its content, or by its name where the content is no known one."""
+    """Tell whether a file is a tar or zip archive, by its content, or by its name where the content is no known one.
+
+    Raises:
+        ValueError: it is a spreadsheet, which is a zip archive, too.
+    """
+    if path.suffix.lower() in SPREADSHEETS:
+        raise ValueError(f"{path} is a spreadsheet, which is not read; save it as CSV in UTF-8")
     if _is_zip(path) or path.name.lower().endswith(TAR):
         return True
     with open_unpacked(path) as content:

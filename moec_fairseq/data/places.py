@@ -169,4 +169,4 @@ def _member(archive: Path, names: Sequence[str], member: str | None, language: s
     listed = ", ".join([*candidates[:8], *(["…"] if len(candidates) > 8 else [])])
     if not candidates:
         raise ValueError(f"{archive} has no {member or 'text'}; it has {', '.join([*names[:8], '…'])}")
-    raise ValueError(f"{archive}: {what} any of {listed}; say which, as {archive.name}:{candidates[0]}")
+    raise ValueError(f"{archive}: {what} any of {listed}; say which, as {archive}:{candidates[0]}")

@@ -6,6 +6,7 @@ Each is read as a stream, and once for all texts that are wanted of it. Memory h
 import csv
 import json
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -106,7 +107,7 @@ def _column(path: Path, first: Sequence[str], language: str, field: str | None) 
     shown = ", ".join(f"{number} ({name[:30]})" for number, name in enumerate(names[:9], start=1))
     raise ValueError(
         f"{path}: the first line has {_counted(first)}, {shown}, and does not name "
-        f"{f'the text in {language}' if field is None else field}; say which column it is, as {path.name}#1"
+        f"{f'the text in {language}' if field is None else field}; say which column it is, as {path}#1"
     )
 
 
@@ -135,9 +136,8 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
         if not line.strip():
             continue
         if number == 1 and line.lstrip().startswith("["):
-            raise ValueError(
-                f"{path} is one JSON array; write each object on a line of its own: jq -c '.[]' {path.name}"
-            )
+            command = f"jq -c '.[]' {shlex.quote(path.name)}"
+            raise ValueError(f"{path} is one JSON array; write each object on a line of its own: {command}")
         try:
             row = json.loads(line, strict=False)
             if _SURROGATE.search(line):
@@ -217,7 +217,7 @@ def _path(path: Path, example: Any, language: str, field: str | None) -> tuple[s
     names = [".".join(keys) for keys in _leading(example) if not isinstance(_at(example, keys), Mapping)]
     raise ValueError(
         f"{path} has the fields {', '.join(names[:12]) or 'of an empty object'}, and does not say which is "
-        f"{f'the text in {language}' if field is None else field}; name it, as {path.name}#{(names or ['text'])[0]}"
+        f"{f'the text in {language}' if field is None else field}; name it, as {path}#{(names or ['text'])[0]}"
     )
 
 
@@ -288,7 +288,7 @@ def read_tmx(path: Path, wanted: Sequence[Wanted]) -> Iterator[tuple[Sentence, .
             held = ", ".join(f"{name} ({number})" for name, number in languages.most_common()) or "no text"
             raise ValueError(
                 f"{path} has nothing in {text.field or text.language}, but {held}; name a language, as "
-                f"{path.name}#{text.language}"
+                f"{path}#{text.language}"
             )
 
 

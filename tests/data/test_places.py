@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moec_fairseq.data.compressed import zstd
 from moec_fairseq.data.languages import SPLITS
 from moec_fairseq.data.pipeline import choose_corpus
 from moec_fairseq.data.places import Part, Place, located, own_place, read_place
@@ -37,6 +38,11 @@ def tarred(path, members):
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def tarred_by_zstd(path, members):
+    path.write_bytes(zstd.compress(gzip.decompress(tarred(path, members).read_bytes())))
     return path
 
 
@@ -83,7 +89,7 @@ def test_a_file_of_this_name_wins(tmp_path_factory, name):
     assert own_place(str(path)) == Place(str(path))
 
 
-@pytest.mark.parametrize("make", [zipped, tarred])
+@pytest.mark.parametrize("make", [zipped, tarred, tarred_by_zstd])
 def test_the_two_files_of_an_archive_are_found_by_language(tmp_path, make):
     archive = make(tmp_path / "de-en.txt.zip", OPUS)
     assert pairs_of([archive], tmp_path) == PAIRS
@@ -129,9 +135,9 @@ def test_one_archive_for_many_parts_is_unpacked_for_all(tmp_path):
 
 @pytest.mark.parametrize("members, given, message", [
     ({"a.en": b"a\n", "b.en": b"a\n", "a.de": b"A\n"}, [""],
-     r"x\.zip: the text in en may be any of a\.en, b\.en; say which, as x\.zip:a\.en"),
+     r"x\.zip: the text in en may be any of a\.en, b\.en; say which, as .*x\.zip:a\.en"),
     ({"a.txt": b"a\n", "b.txt": b"A\n"}, [""], r"the text in en may be any of a\.txt, b\.txt; say which"),
-    ({"a.tsv": b"a\tA\n"}, [""], r"x\.zip:a\.tsv: the first line has 2 columns, .*; say which column it is, as a"),
+    ({"a.tsv": b"a\tA\n"}, [""], r"x\.zip:a\.tsv: the first line .*; say which column it is, as .*x\.zip:a\.tsv#1"),
     ({"a.tsv": b"a\tA\nb\n"}, [":a.tsv#1", ":a.tsv#2"], r"x\.zip:a\.tsv, line 2: has 1 column, but column 2 is wanted"),
     ({"a.tsv": b"a\tA\n"}, [":b.tsv"], r"x\.zip has no b\.tsv; it has a\.tsv"),
     ({"a.en": b"a\n", "b.en": b"b\n", "a.de": b"A\n"}, [":*.en", ":a.de"], r"\*\.en means any of a\.en, b\.en"),
@@ -161,6 +167,11 @@ def test_own_texts_that_make_no_sense(tmp_path, monkeypatch, prefixes, files, me
         Path(name).write_text("a\n")
     with pytest.raises(ValueError, match=message):
         own_parts(prefixes, files, "en", "de")
+
+
+def test_spreadsheets_are_zip_archives_but_not_of_texts(tmp_path):
+    with pytest.raises(ValueError, match=r"x\.xlsx is a spreadsheet, which is not read; save it as CSV in UTF-8"):
+        pairs_of([zipped(tmp_path / "x.xlsx", {"xl/sheet1.xml": b"<x/>"})], tmp_path)
 
 
 def test_pairs_without_a_side_are_left_out_of_own_text(tmp_path):

@@ -75,8 +75,19 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def own(text: Path, work: Path, updates: int) -> list[str | Path]:
-    prefixes = [x for name in ("train", "valid", "test") for x in (f"--{name}-prefix", text / name)]
-    return [*prefixes, "--target", TARGET, "--max-update", str(updates), "--work-dir", work]
+    prefixes = [x for name in ("train", "valid") for x in (f"--{name}-prefix", text / name)]
+    return [
+        *prefixes,
+        "--test",
+        text / "test.en",
+        text / f"test.{TARGET}",
+        "--target",
+        TARGET,
+        "--max-update",
+        str(updates),
+        "--work-dir",
+        work,
+    ]
 
 
 def interrupt_when(process: subprocess.Popen[str], condition: Path) -> None:
