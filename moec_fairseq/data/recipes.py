@@ -52,6 +52,7 @@ def read_recipe(path: Path, source: str | None = None, target: str | None = None
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         _check_keys(content, ("source", "target", "archives", "parts", "valid_every"))
         languages = content["source"], content["target"]
+        _check_codes(languages, path)
         archives = {name: Archive(name, **values) for name, values in content.get("archives", {}).items()}
         parts = [part for values in content["parts"] for part in _parts(values, languages, archives)]
         recipe = Recipe(path.stem, *languages, archives, parts, content.get("valid_every"))
@@ -104,11 +105,14 @@ def _check(recipe: Recipe, path: Path) -> None:
             raise ValueError(f"{path}: no part is for {use}; add one" + (", or valid_every" if use == "valid" else ""))
 
 
-def _check_values(recipe: Recipe, path: Path) -> None:
-    for language in (recipe.source, recipe.target):
+def _check_codes(languages: tuple[Any, Any], path: Path) -> None:
+    for language in languages:
         if not isinstance(language, str):
             raise ValueError(f"{path}: {language!r} is not a language; put a code such as no in quotes")
-    check_languages(recipe.source, recipe.target)
+    check_languages(*languages)
+
+
+def _check_values(recipe: Recipe, path: Path) -> None:
     for archive in recipe.archives.values():
         for key, value in asdict(archive).items():
             kind = int if key == "bytes" else str

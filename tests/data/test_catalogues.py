@@ -125,6 +125,12 @@ def test_what_mtdata_does_not_have_is_one_sentence(mtdata, name, message):
     assert "\n" not in str(error.value)
 
 
+def test_norwegian_is_not_false(tmp_path):
+    (tmp_path / "x.yaml").write_text(RECIPE.replace("target: de", "target: no"))
+    with pytest.raises(ValueError, match="False is not a language; put a code such as no in quotes"):
+        read_recipe(tmp_path / "x.yaml")
+
+
 def test_a_recipe_with_a_name_of_mtdata(mtdata, tmp_path: Path):
     (tmp_path / "x.yaml").write_text(RECIPE.replace("opus: X/v1", "mtdata: tmx"))
     recipe = read_recipe(tmp_path / "x.yaml")
