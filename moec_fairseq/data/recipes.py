@@ -89,9 +89,9 @@ def _check(recipe: Recipe, path: Path) -> None:
         if part.use not in SPLITS:
             raise ValueError(f"{path}: a part is for {part.use!r}, but must be for one of {', '.join(SPLITS)}")
         if set(part.texts) != {recipe.source, recipe.target}:
+            held = ", ".join(map(str, part.texts))
             raise ValueError(
-                f"{path}: a part for {part.use} has {', '.join(part.texts)}, but must have {recipe.source} and "
-                f"{recipe.target}"
+                f"{path}: a part for {part.use} has {held}, but must have {recipe.source} and {recipe.target}"
             )
         for place in part.texts.values():
             if place.file not in recipe.archives:

@@ -49,6 +49,7 @@ parts:
 @pytest.mark.parametrize("old, new, message", [
     ("source: en\n", "", "is not a recipe"),
     ("use: valid", "use: dev", "for 'dev', but must be for one of train, valid, test"),
+    ('en: "a:x.en"', 'no: "a:x.no"', "has False, de, but must have en and de"),
     ('en: "a:x.en"', 'fr: "a:x.fr"', "has fr, de, but must have en and de"),
     ('"a:x.en"', '"b:x.en"', "in 'b', which is not among the archives"),
     ("use: valid", "use: test", "no part is for valid; add one, or valid_every"),
