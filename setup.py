@@ -27,6 +27,7 @@ setup(
         'numpy>=1.21.3; python_version >= "3.11"',
         'numpy>=1.21.3,<1.24; python_version < "3.11"',
         "torch>=1.13",
+        'backports.zstd>=1.0; python_version < "3.14"',  # which has it as compression.zstd
         "fairscale==0.4.13",
         "filelock>=3.4",
         "jinja2>=3.0",
@@ -44,9 +45,12 @@ setup(
         "tqdm>=4.60",
     ],
     extras_require={
+        "parquet": ["pyarrow>=12"],
+        "mtdata": ["mtdata>=0.5"],
         "dev": [
             "hypothesis>=6",
             "mypy>=1.8",
+            "pyarrow>=12",
             "pytest>=7",
             "pytest-xdist>=3.2",
             "ruff>=0.5",

@@ -32,15 +32,22 @@ def _languages(add: Add, source: str = "", target: str = "") -> None:
 
 
 def _many_languages(add: Add) -> None:
-    many = "one model for several languages, a comma-separated list, of the messages or of P.en, P.de, P.fr, ..."
+    many = "one model for several languages, a comma-separated list, of the messages or your own text"
     add("--targets", metavar="LANGS", help=f"translate into {many}")
     add("--sources", metavar="LANGS", help="translate from several languages into one (default: en), likewise")
 
 
 def _own_text(add: Add) -> None:
-    add("--train-prefix", metavar="P", help="your own text: train on P.SOURCE and P.TARGET, such as P.en and P.de")
-    add("--valid-prefix", metavar="P", help="validate on this (default: about 1000 sentences of the training text)")
-    add("--test-prefix", metavar="P", help="test on this (default: the same)")
+    add(
+        "--train", nargs="+", metavar="FILE",
+        help="your own text: train on two files, source and target, or on one that holds both (a .zip of OPUS, .tsv, "
+        ".csv, .jsonl, .parquet, .tmx, also compressed); FILE:MEMBER of an archive, FILE#COLUMN of a table",
+    )  # fmt: skip
+    add("--valid", nargs="+", metavar="FILE", help="validate on this (default: about 1000 sentences of --train)")
+    add("--test", nargs="+", metavar="FILE", help="test on this (default: the same)")
+    add("--train-prefix", metavar="P", help="the same of two files, P.SOURCE and P.TARGET, such as P.en and P.de")
+    add("--valid-prefix", metavar="P", help="instead of --valid, likewise")
+    add("--test-prefix", metavar="P", help="instead of --test, likewise")
     add("--tier", choices=TIERS, default="full", help="quickstart, small: 76 MB to fetch, not 182 (default: full)")
 
 
@@ -255,9 +262,8 @@ def _report(add: Add) -> None:
 def _quickstart(add: Add) -> None:
     """Translates real text with MoEC: gets the data, trains, translates, scores.
 
-    The data are the messages of published Python packages, from English, or your own text, one sentence per line, the
-    same number of lines in both languages (.gz, .bz2, .xz are read, too). Finished steps are skipped when the command
-    is given again; an interrupted training resumes where it was.
+    The data are the messages of published Python packages, from English, or your own text, in the formats of moec
+    prepare. Finished steps are skipped when the command is given again; an interrupted training resumes where it was.
     """
     _languages(add, " (default: en)", ": de, fr, es or nl, or that of your own text (default: de)")
     _many_languages(add)

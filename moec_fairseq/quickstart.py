@@ -25,6 +25,9 @@ def quickstart(
     target: str | None,
     sources: str | None,
     targets: str | None,
+    train: list[str] | None,
+    valid: list[str] | None,
+    test: list[str] | None,
     train_prefix: str | None,
     valid_prefix: str | None,
     test_prefix: str | None,
@@ -43,17 +46,18 @@ def quickstart(
     headlines = Headlines(3)
     several = read_languages(sources, targets, source, target)
     many = several.many if several else (target or "de",)
+    own = train or train_prefix
     for language in many:
-        if not train_prefix and language not in TARGETS:
+        if not own and language not in TARGETS:
             raise ValueError(
-                f"there are no messages in {language}; choose of {', '.join(TARGETS)}, or give --train-prefix"
+                f"there are no messages in {language}; choose of {', '.join(TARGETS)}, or give --train FILE"
             )
     for option, value in (("--max-update", max_update), ("--seed", seed)):
         if value < 1:
             raise ValueError(f"{option} is {value}, but must be a whole number from 1")
     one = several.one if several else source or "en"
     languages = [*many, one] if sources else [one, *many]
-    work = (work_dir or ROOT / "-".join(["quickstart", *(["own"] if train_prefix else []), *languages])).absolute()
+    work = (work_dir or ROOT / "-".join(["quickstart", *(["own"] if own else []), *languages])).absolute()
     results = work / f"{model}-seed{seed}"
 
     headlines.show("Preparing the text")
@@ -61,9 +65,11 @@ def quickstart(
         "--train-prefix": train_prefix, "--valid-prefix": valid_prefix, "--test-prefix": test_prefix,
         "--source": source, "--target": target, "--sources": sources, "--targets": targets,
     }  # fmt: skip
+    texts = {"--train": train, "--valid": valid, "--test": test}
     run([
-        "prepare", *([] if train_prefix else [QUICKSTART]),
+        "prepare", *([] if own else [QUICKSTART]),
         *(word for option, value in options.items() if value for word in (option, value)),
+        *(word for option, files in texts.items() if files for word in (option, *files)),
         "--tier", tier, "--raw-dir", ROOT / "quickstart-wheels" / tier, "--out", work,
         "--vocab-size", VOCAB_SIZE * len(languages),
     ])  # fmt: skip
@@ -116,5 +122,5 @@ What to try next:
   bash scripts/quickstart.sh --target fr            # another language: de, fr, es, nl
   bash scripts/quickstart.sh --targets de,fr,es,nl  # all of them in one model
   bash scripts/quickstart.sh --model dense          # the same without experts; moe: without clusters
-  bash scripts/quickstart.sh --train-prefix PATH    # your own text: PATH.en and PATH.de
+  bash scripts/quickstart.sh --train FILE FILE      # your own text: English and German, or both in one file
   pip install tensorboard && tensorboard --logdir {_shown(work)}    # curves of losses and experts"""

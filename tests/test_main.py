@@ -65,9 +65,9 @@ def test_a_command_line_that_is_none(words, capsys):
 
 @pytest.mark.parametrize("words, sentence", [
     (["prepare", "--train-prefix", "none"], "none.en: no such file; check the name"),
-    (["prepare"], "nothing to prepare was given; give a recipe of data/, quickstart, --train-prefix, "),
+    (["prepare"], "nothing to prepare was given; give a recipe of data/, quickstart, --train, "),
     (["prepare", "quickstart", "--source", "de", "--target", "fr"], "--source is de, but the messages are in English"),
-    (["prepare", "quickstart", "--test-prefix", "x"], "are for your own text: give --train-prefix, and no CORPUS"),
+    (["prepare", "quickstart", "--test-prefix", "x"], "--test-prefix is for your own text: give --train or"),
     (["prepare", "--train-prefix", "x", "--target", "en"], "source and target are both 'en'; they must differ"),
     (["translate", "."], "holds neither checkpoint_best.pt nor checkpoint_last.pt"),
     (["translate", "none.pt"], "there is neither none.pt nor none-rank-0.pt"),

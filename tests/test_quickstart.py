@@ -91,7 +91,7 @@ def test_each_choice_of_languages_has_its_folder_and_vocabulary(words, options, 
 
 
 @pytest.mark.parametrize("words, sentence", [
-    (["--targets", "de,tlh"], "there are no messages in tlh; choose of de, fr, es, nl, or give --train-prefix"),
+    (["--targets", "de,tlh"], "there are no messages in tlh; choose of de, fr, es, nl, or give --train FILE"),
     (["--targets", "de"], "--targets is de; give two languages or more, such as de,fr, or use --target"),
     (["--targets", "de,fr", "--target", "es"], "--targets and --target were both given; give one of them"),
     (["--sources", "de,fr", "--targets", "de,fr"], "one model has many languages on one side only"),

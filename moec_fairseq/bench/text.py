@@ -22,9 +22,11 @@ from moec_fairseq.bench.sizes import CleanSizes, TextSizes
 from moec_fairseq.data.archives import Archive
 from moec_fairseq.data.cleaning import Limits
 from moec_fairseq.data.languages import SPLITS, parallel_paths
+from moec_fairseq.data.places import Part, Place
 from moec_fairseq.data.published import write_texts
-from moec_fairseq.data.recipes import Part, Recipe
-from moec_fairseq.data.splits import own_files, write_own
+from moec_fairseq.data.recipes import Recipe
+from moec_fairseq.data.sentences import Side
+from moec_fairseq.data.splits import write_own
 from moec_fairseq.data.subwords import segment, train_model
 from moec_fairseq.util.processes import start_workers
 
@@ -61,7 +63,8 @@ def prepare(sizes: TextSizes) -> tuple[list[Row], list[Target]]:
 
         def split() -> None:
             with quiet():
-                write_own(own_files({"train": str(folder / TEXT)}, *LANGUAGES), *LANGUAGES, folder / "split")
+                source, target = (Side(folder / f"{TEXT}.{language}", language) for language in LANGUAGES)
+                write_own({"train": (source, target)}, *LANGUAGES, folder / "split")
 
         def learn() -> None:
             with quiet(), start_workers(WORKERS) as pool:
@@ -124,12 +127,12 @@ def _write(folder: Path, text: str | None, pairs: int) -> None:
 
 def _ours(folder: Path, model: Path) -> None:
     source, target = LANGUAGES
-    parts = [Part(use, {language: (use, None) for language in LANGUAGES}) for use in SPLITS]
+    parts = [Part(use, {language: Place(use) for language in LANGUAGES}) for use in SPLITS]
     recipe = Recipe("text", source, target, {use: Archive(use, "", "") for use in SPLITS}, parts)
     names = [TEXT, HELD_OUT, HELD_OUT]
-    files = [dict(zip(LANGUAGES, parallel_paths(folder, name, source, target), strict=True)) for name in names]
+    texts = [{language: Side(folder / f"{name}.{language}", language) for language in LANGUAGES} for name in names]
     with quiet(), start_workers(WORKERS) as pool:
-        write_texts(recipe, files, folder / "clean", pool, 4 * WORKERS)
+        write_texts(recipe, texts, folder / "clean", pool, 4 * WORKERS)
         segment(folder / "clean", source, target, model, Limits(250, 1.5), folder / "subwords", pool, 4 * WORKERS)
 
 

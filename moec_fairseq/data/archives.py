@@ -12,8 +12,8 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Collection, Iterable, Mapping
-from contextlib import closing
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
@@ -21,13 +21,14 @@ from typing import IO, cast
 from tqdm import tqdm
 
 from moec_fairseq.__main__ import NO_SPACE
-from moec_fairseq.data.compressed import broken, most_bytes, unpacked, without_ending
+from moec_fairseq.data.compressed import broken, most_bytes, open_unpacked, unpacked, without_ending
 from moec_fairseq.util.files import alone_with, whole_files
 
 ZIP = b"PK\x03\x04"  # the first bytes
 # What zipfile raises; RuntimeError also for what is encrypted, or compressed in a way that it does not know.
 BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, UnicodeDecodeError, struct.error)
-TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+SPREADSHEETS = (".xlsx", ".ods")
+TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 BLOCK = 1 << 20
 TRIES = 6  # in a row that bring nothing new
 PAUSE = 1.0  # seconds before the second of them; doubled before each further one
@@ -207,11 +208,42 @@ def extract(archive: Path, members: Collection[str], out: Path) -> dict[str, Pat
             larger than the archive can hold.
     """
     places = {wanted: out / str(number) for number, wanted in enumerate(sorted(members))}
-    with archive.open("rb") as start:
-        if start.read(len(ZIP)) == ZIP:
-            return _extract_zip(archive, places)
+    if _is_zip(archive):
+        return _extract_zip(archive, places)
     found: dict[str, Path] = {}
     names: list[str] = []
+    with _tar(archive, names, min(members)) as tar:
+        for info in tar:
+            name = str(PurePosixPath(info.name))
+            names.append(name)
+            wanted = name if name in members else without_ending(name)
+            if wanted not in members or info.isdir():
+                continue
+            if not info.isfile():
+                raise ValueError(f"{archive}: {name} is {_kind(info)}, not a file; name a file")
+            if wanted in found:
+                raise ValueError(f"{archive} has {wanted} more than once; name another file, or mend the archive")
+            places[wanted].mkdir(parents=True, exist_ok=True)
+            found[wanted] = places[wanted] / PurePosixPath(name).name
+            member = tar.extractfile(info)
+            assert member is not None
+            _copy(member, found[wanted], archive)
+    _check_members(archive, members, names, found)
+    return found
+
+
+@contextmanager
+def _tar(archive: Path, names: Sequence[str], wanted: str) -> Iterator[tarfile.TarFile]:
+    """Open a tar archive, which is read to its end.
+
+    Args:
+        archive: a file.
+        names: of members that were found so far.
+        wanted: one of them, for the message.
+
+    Raises:
+        ValueError: it is none, or broken.
+    """
     try:
         with (
             archive.open("rb") as raw,
@@ -220,49 +252,72 @@ def extract(archive: Path, members: Collection[str], out: Path) -> dict[str, Pat
             closing(unpacked(cast(io.BufferedReader, file), archive)) as content,
             tarfile.open(fileobj=content, mode="r|") as tar,
         ):
-            for info in tar:
-                name = str(PurePosixPath(info.name))
-                names.append(name)
-                wanted = name if name in members else without_ending(name)
-                if wanted not in members or info.isdir():
-                    continue
-                if not info.isfile():
-                    raise ValueError(f"{archive}: {name} is {_kind(info)}, not a file; name a file in the recipe")
-                if wanted in found:
-                    raise ValueError(f"{archive} has {wanted} more than once; name another file, or mend the archive")
-                places[wanted].mkdir(parents=True, exist_ok=True)
-                found[wanted] = places[wanted] / PurePosixPath(name).name
-                member = tar.extractfile(info)
-                assert member is not None
-                _copy(member, found[wanted], archive)
+            yield tar
             while content.read(BLOCK):
                 pass  # to the end, where the checksum is
     except tarfile.TarError as error:
         if not names:
-            raise ValueError(
-                f"{archive} is not a tar archive ({error}), but the recipe wants {min(members)} out of it"
-            ) from error
+            raise ValueError(f"{archive} is not a tar archive ({error}), but {wanted} is wanted out of it") from error
         raise broken(archive, error) from error
-    _check_members(archive, members, names, found)
-    return found
+
+
+def is_archive(path: Path) -> bool:
+    """Tell whether a file is a tar or zip archive, by its content, or by its name where the content is no known one.
+
+    Raises:
+        ValueError: it is a spreadsheet, which is a zip archive, too.
+    """
+    if path.suffix.lower() in SPREADSHEETS:
+        raise ValueError(f"{path} is a spreadsheet, which is not read; save it as CSV in UTF-8")
+    if _is_zip(path) or path.name.lower().endswith(TAR):
+        return True
+    with open_unpacked(path) as content:
+        return content.peek(tarfile.BLOCKSIZE)[257:262] == b"ustar"
+
+
+def members_of(archive: Path) -> list[str]:
+    """Return the names of the files in a tar or zip archive.
+
+    Raises:
+        ValueError: it is neither, or broken.
+    """
+    if _is_zip(archive):
+        with _zip(archive) as file:
+            return [info.filename for info in file.infolist() if not info.is_dir()]
+    names: list[str] = []
+    with _tar(archive, names, "a text") as tar:
+        names += (str(PurePosixPath(info.name)) for info in tar if info.isfile())
+    return names
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(ZIP)) == ZIP
 
 
 def _extract_zip(archive: Path, places: Mapping[str, Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
+    with _zip(archive) as file:
+        names = file.namelist()
+        _check_members(archive, places, names, names)
+        for member, folder in tqdm(places.items(), desc=f"unpack {archive.name}", unit=" files"):
+            folder.mkdir(parents=True, exist_ok=True)
+            found[member] = folder / PurePosixPath(member).name
+            with file.open(member) as content:
+                _copy(content, found[member], archive)
+    return found
+
+
+@contextmanager
+def _zip(archive: Path) -> Iterator[zipfile.ZipFile]:
+    """Open a zip archive; raises ValueError, here and where it is read, if it is broken."""
     try:
         with zipfile.ZipFile(archive) as file:
-            names = file.namelist()
-            _check_members(archive, places, names, names)
-            for member, folder in tqdm(places.items(), desc=f"unpack {archive.name}", unit=" files"):
-                folder.mkdir(parents=True, exist_ok=True)
-                found[member] = folder / PurePosixPath(member).name
-                with file.open(member) as content:
-                    _copy(content, found[member], archive)
+            yield file
     except (*BROKEN_ZIP, OSError) as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # of a place before the file's beginning
             raise
         raise broken(archive, error) from error
-    return found
 
 
 def _check_members(archive: Path, wanted: Iterable[str], names: Collection[str], found: Collection[str]) -> None:

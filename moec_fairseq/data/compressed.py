@@ -6,27 +6,33 @@ import io
 import lzma
 import re
 import shlex
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 # The names are those of the commands, too.
 _KINDS: dict[str, tuple[bytes, Callable[[IO[bytes]], Any]]] = {
     "gzip": (rb"\x1f\x8b\x08", gzip.open),
     "bzip2": (rb"BZh[1-9](1AY&SY|\x17\x72\x45\x38\x50\x90)", bz2.open),
     "xz": (rb"\xfd7zXZ\x00", lzma.open),
+    "zstd": (rb"\x28\xb5\x2f\xfd", zstd.open),
 }
-# Python 3.11 reads zstd only with a package that nothing else here needs.
 _UNREADABLE = {
-    "a file compressed by zstd": (rb"\x28\xb5\x2f\xfd", "zstd -d"),
     "a file compressed by compress": (rb"\x1f\x9d", "uncompress"),
     "a file compressed by lz4": (rb"\x04\x22\x4d\x18", "lz4 -d"),
     "a zip archive": (rb"PK(\x03\x04|\x05\x06)", "unzip"),
     "a 7z archive": (rb"7z\xbc\xaf\x27\x1c", "7z x"),
 }
-_ENDINGS = re.compile(r"\.(gz|bz2|xz)$", re.IGNORECASE)
-_BROKEN = (EOFError, zlib.error, lzma.LZMAError, OSError)
+ENDINGS = ("gz", "bz2", "xz", "zst")  # of names
+_ENDING = re.compile(rf"\.({'|'.join(ENDINGS)})$", re.IGNORECASE)
+_BROKEN = (EOFError, zlib.error, lzma.LZMAError, zstd.ZstdError, OSError)
 _HEAD = 16  # bytes that tell what a file is
 _ROOM = 1 << 28  # bytes that anything may unpack to
 _RATIO = 100  # above that: times its own size; text shrinks to a fifth, and seldom to a fiftieth
@@ -34,12 +40,12 @@ _RATIO = 100  # above that: times its own size; text shrinks to a fifth, and sel
 
 def without_ending(name: str) -> str:
     """Return the name that a file has once it is unpacked."""
-    return _ENDINGS.sub("", name)
+    return _ENDING.sub("", name)
 
 
 def found_as(path: Path) -> Path:
     """Return the file of this name, or where there is none but a compressed one, NAME.gz or the like, that one."""
-    others = (path.with_name(f"{path.name}.{ending}") for ending in ("gz", "bz2", "xz", "zst"))
+    others = (path.with_name(f"{path.name}.{ending}") for ending in ENDINGS)
     return path if path.exists() else next(filter(Path.exists, others), path)
 
 
@@ -56,7 +62,7 @@ def broken(path: Path, error: object) -> ValueError:
 
 
 def open_unpacked(path: Path) -> io.BufferedReader:
-    """Open a file for reading; what gzip, bzip2 or xz have compressed is unpacked on the way.
+    """Open a file for reading; what gzip, bzip2, xz or zstd have compressed is unpacked on the way.
 
     Raises:
         ValueError: it is compressed or archived in a way that is not read; says what to do. Reading raises it, too,

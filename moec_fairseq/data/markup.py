@@ -23,6 +23,7 @@ _BEFORE = r"(?:\s|<!--(?:(?!-->).)*-->|<\?(?:(?!\?>).)*\?>)*"  # comments and th
 _BEGINS = re.compile(
     rf"{_BEFORE}(?:<!DOCTYPE[^>]*>{_BEFORE})?<(srcset|refset|tstset|mteval|dataset)\b", re.DOTALL | re.IGNORECASE
 )
+_TMX = re.compile(rf"{_BEFORE}(?:<!DOCTYPE[^>]*>{_BEFORE})?<tmx\b", re.DOTALL | re.IGNORECASE)
 _HEAD = 4096  # bytes that show whether a file is markup
 _LARGEST = 1 << 27  # bytes of a file, which is read as a whole
 _DECLARATIONS = re.compile(rf"""{_BEFORE}<!DOCTYPE(?:[^>\["']|"[^"]*"|'[^']*')*\[""", re.DOTALL | re.IGNORECASE)
@@ -48,11 +49,23 @@ def is_named_as_markup(name: str) -> bool:
 
 
 def is_markup(path: Path) -> bool:
-    """Tell whether a file is SGML or XML by its name, or by how it begins."""
+    """Tell whether a file is SGML or XML of a campaign by its name, or by how it begins."""
+    head = _head(path)
+    return _TMX.match(head) is None and (is_named_as_markup(path.name) or _BEGINS.match(head) is not None)
+
+
+def is_tmx(path: Path) -> bool:
+    """Tell whether a file is a translation memory by its name, or by how it begins."""
+    return without_ending(path.name).lower().endswith(".tmx") or _TMX.match(_head(path)) is not None
+
+
+def _head(path: Path) -> str:
+    """Return how a file begins."""
     check_file(path)
     with open_unpacked(path) as file:
-        head = file.peek(_HEAD)[:_HEAD].decode("utf-8-sig", "replace")
-    return is_named_as_markup(path.name) or _BEGINS.match(head) is not None
+        head = file.peek(_HEAD)[:_HEAD]
+    encoding = next((name for mark, name in _MARKS.items() if head.startswith(mark)), "utf-8")
+    return head.decode(encoding, "replace")
 
 
 def read_markup(path: Path) -> Any:
@@ -124,7 +137,7 @@ def _mended(text: str) -> str:
     All other < and & are text, unless they stand for a character, as &amp; does; any of these tags ends a segment.
     """
     kinds = SETS if re.search(r"<(src|ref|tst)set\b", text, re.IGNORECASE) else SIDES
-    tags = "|".join([*kinds, "doc", "seg", "tuv"])
+    tags = "|".join([*kinds, "doc", "seg"])
     attributes = r"""(?:[^'"<>]|"[^"<]*"|'[^'<]*')*|[^<>]*"""
     mark = re.compile(
         r"<!--((?!<!--).)*?-->|<!\[CDATA\[(?P<verbatim>((?!<!\[CDATA\[).)*?)\]\]>|"

@@ -23,9 +23,10 @@ from moec_fairseq.data.gpt2_bpe import GPT2_BPE, check_gpt2
 from moec_fairseq.data.languages import SPLITS, check_languages, parallel_paths
 from moec_fairseq.data.messages import Pin, fetch, read_pins, write_messages
 from moec_fairseq.data.multilingual import MANY, Languages, check_temperature, read_languages, write_together
+from moec_fairseq.data.places import Part, located
 from moec_fairseq.data.published import TEXTS, write_published
 from moec_fairseq.data.recipes import read_recipe
-from moec_fairseq.data.splits import check_apart, common_share, own_files, write_own
+from moec_fairseq.data.splits import Sides, check_apart, common_share, own_files, own_parts, write_own
 from moec_fairseq.data.subwords import (
     binarise,
     binarise_text,
@@ -110,17 +111,24 @@ def _messages(source: str, target: str, tier: str) -> Corpus:
 
 def _pins(option: str, language: str, tier: str) -> list[Pin]:
     if language != "en":
-        raise ValueError(f"--{option} is {language}, but the messages are in English; give en, or --train-prefix")
+        raise ValueError(f"--{option} is {language}, but the messages are in English; give en, or --train FILE")
     return read_pins(WHEELS, tier)
 
 
-def _own(prefixes: dict[str, str], source: str, target: str) -> Corpus:
-    files = own_files(prefixes, source, target)
-    return Corpus("own", source, target, lambda _, out, *__: write_own(files, source, target, out), _states(files))
+def _own(parts: list[Part], source: str, target: str) -> Corpus:
+    def write(_: Path, out: Path, *__: Any) -> Counter[str]:
+        with located(parts, own_files(parts), out.with_name("extracted")) as texts:
+            sides = {part.use: (text[source], text[target]) for part, text in zip(parts, texts, strict=True)}
+            return write_own(sides, source, target, out)
+
+    return Corpus("own", source, target, write, _states(parts))
 
 
-def _states(files: Mapping[str, tuple[Path, Path]]) -> list[Any]:
-    return [[split, str(path), path.stat().st_mtime_ns] for split, sides in files.items() for path in sides]
+def _states(parts: Sequence[Part]) -> list[Any]:
+    files = own_files(parts)
+    return [
+        [part.use, str(place), files[place.file].stat().st_mtime_ns] for part in parts for place in part.texts.values()
+    ]
 
 
 def _messages_of_many(several: Languages, tier: str, temperature: float) -> Corpus:
@@ -132,18 +140,23 @@ def _messages_of_many(several: Languages, tier: str, temperature: float) -> Corp
     return _of_many(QUICKSTART, several, temperature, write, [pin.requirement for pin in pins])
 
 
-def _own_of_many(prefixes: dict[str, str], several: Languages, temperature: float) -> Corpus:
-    files = {language: own_files(prefixes, several.one, language) for language in several.many}
+def _own_of_many(parts_of: dict[str, list[Part]], several: Languages, temperature: float) -> Corpus:
+    parts = [(language, part) for language, parts in parts_of.items() for part in parts]
+    alone = [part for _, part in parts]
 
     def write(_: Path, out: Path) -> dict[str, Counter[str]]:
-        check_apart((path for splits in files.values() for sides in splits.values() for path in sides), out)
-        share = common_share([splits["train"] for splits in files.values()])
-        return {
-            language: write_own(splits, several.one, language, out / language, share)
-            for language, splits in files.items()
-        }
+        with located(alone, own_files(alone), out.with_name("extracted")) as texts:
+            sides: dict[str, dict[str, Sides]] = {language: {} for language in several.many}
+            for (language, part), text in zip(parts, texts, strict=True):
+                sides[language][part.use] = text[several.one], text[language]
+            check_apart((side.path for splits in sides.values() for pair in splits.values() for side in pair), out)
+            share = common_share([splits["train"] for splits in sides.values()])
+            return {
+                language: write_own(splits, several.one, language, out / language, share)
+                for language, splits in sides.items()
+            }
 
-    return _of_many("own", several, temperature, write, [_states(splits) for splits in files.values()])
+    return _of_many("own", several, temperature, write, _states(alone))
 
 
 def _of_many(
@@ -170,7 +183,8 @@ def choose_corpus(
     recipes: Path,
     source: str | None,
     target: str | None,
-    prefixes: dict[str, str | None],
+    prefixes: Mapping[str, str | None],
+    files: Mapping[str, Sequence[str] | None],
     tier: str,
     distinct: bool,
     sources: str | None,
@@ -182,26 +196,35 @@ def choose_corpus(
     Raises:
         ValueError: there is no such corpus or text, or the options do not go together.
     """
-    given = {split: prefix for split, prefix in prefixes.items() if prefix}
+    given = {split for split in SPLITS if prefixes.get(split) or files.get(split)}
     several = read_languages(sources, targets, source, target)
     check_temperature(sampling_temperature)
     if several is None and sampling_temperature != 1:
         raise ValueError("--sampling-temperature is for several languages; give --targets or --sources, too")
     if corpus not in (None, QUICKSTART) and not given:
         if several:
-            raise ValueError(
-                "--sources and --targets are for quickstart and --train-prefix; a recipe has a single pair"
-            )
+            raise ValueError("--sources and --targets are for quickstart and your own text; a recipe has a single pair")
         return _published(find_yaml("recipe", str(corpus), recipes), source, target, distinct)
     languages = source or "en", target or "de"
     if several is None:
         check_languages(*languages)
     if "train" in given and corpus is None:
-        return _own_of_many(given, several, sampling_temperature) if several else _own(given, *languages)
+        if several is None:
+            return _own(own_parts(prefixes, files, *languages), *languages)
+        if two := [split for split in SPLITS if len(files.get(split) or ()) > 1]:
+            raise ValueError(
+                f"--{two[0]} names several files, but for --sources and --targets one file must hold all languages; or "
+                f"give --{two[0]}-prefix"
+            )
+        parts_of = {language: own_parts(prefixes, files, several.one, language) for language in several.many}
+        return _own_of_many(parts_of, several, sampling_temperature)
     if given:
-        raise ValueError("--valid-prefix and --test-prefix are for your own text: give --train-prefix, and no CORPUS")
+        options = " and ".join(
+            f"--{split}{'-prefix' if prefixes.get(split) else ''}" for split in SPLITS if split in given
+        )
+        raise ValueError(f"{options} is for your own text: give --train or --train-prefix, and no CORPUS")
     if corpus is None:
-        ways = "a recipe of data/, quickstart, --train-prefix, --train-text or glue/TASK"
+        ways = "a recipe of data/, quickstart, --train, --train-prefix, --train-text or glue/TASK"
         raise ValueError(f"nothing to prepare was given; give {ways}")
     return _messages_of_many(several, tier, sampling_temperature) if several else _messages(*languages, tier)
 
@@ -232,6 +255,9 @@ def prepare_pairs(
     workers: int,
     source: str | None,
     target: str | None,
+    train: list[str] | None,
+    valid: list[str] | None,
+    test: list[str] | None,
     train_prefix: str | None,
     valid_prefix: str | None,
     test_prefix: str | None,
@@ -253,8 +279,9 @@ def prepare_pairs(
     """
     _check_workers(workers)
     prefixes = {"train": train_prefix, "valid": valid_prefix, "test": test_prefix}
+    files = {"train": train, "valid": valid, "test": test}
     several = sources, targets, sampling_temperature
-    chosen = choose_corpus(corpus, recipes, source, target, prefixes, tier, distinct, *several)
+    chosen = choose_corpus(corpus, recipes, source, target, prefixes, files, tier, distinct, *several)
     check_sizes(vocab_size, character_coverage)
     limits = _limits(max_length, max_ratio, chosen.limits)
     languages = chosen.source, chosen.target

@@ -1,6 +1,5 @@
 """Published corpora: the archives of a recipe to normalised plain text."""
 
-import shutil
 from collections import Counter
 from concurrent.futures import Executor
 from functools import partial
@@ -8,13 +7,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from moec_fairseq.data.archives import download_missing, extract
+from moec_fairseq.data.archives import download_missing
 from moec_fairseq.data.cleaning import normalise
 from moec_fairseq.data.languages import SPLITS, parallel_paths
+from moec_fairseq.data.places import located
 from moec_fairseq.data.recipes import Recipe
-from moec_fairseq.data.sentences import Sentence, parallel_sentences
+from moec_fairseq.data.sentences import Side, parallel_sentences
 from moec_fairseq.data.subwords import CHUNK
-from moec_fairseq.data.text import on_one_line
+from moec_fairseq.data.text import Sentence, on_one_line
 from moec_fairseq.util.files import whole_texts
 from moec_fairseq.util.processes import chunks, in_order
 
@@ -25,7 +25,7 @@ Pairs = list[tuple[str, str]]
 
 
 def write_texts(
-    recipe: Recipe, places: list[dict[str, Path]], out: Path, pool: Executor, ahead: int, distinct: bool = False
+    recipe: Recipe, texts: list[dict[str, Side]], out: Path, pool: Executor, ahead: int, distinct: bool = False
 ) -> Counter[str]:
     """Write the text of each use, line N of one side the translation of line N of the other.
 
@@ -34,7 +34,7 @@ def write_texts(
 
     Args:
         recipe: says which parts are for what.
-        places: the file of each language, for each part of the recipe.
+        texts: the side of each language, for each part of the recipe.
         out: folder.
         pool: processes that normalise.
         ahead: chunks in progress.
@@ -57,10 +57,10 @@ def write_texts(
                 file.write("\n".join(side) + "\n")
 
         trained = 0
-        for part, place in zip(recipe.parts, places, strict=True):
-            source, target = place[recipe.source], place[recipe.target]
-            raw = parallel_sentences(source, recipe.source, target, recipe.target, part.reference)
-            bar = tqdm(desc=f"read {source.name}", unit=" pairs", unit_scale=True)
+        for part, sides_of in zip(recipe.parts, texts, strict=True):
+            source, target = sides_of[recipe.source], sides_of[recipe.target]
+            raw = parallel_sentences(source, target, part.reference)
+            bar = tqdm(desc=f"read {source.path.name}", unit=" pairs", unit_scale=True)
             step = partial(_normalised, keep=part.use == "test")
             for pairs, originals, read in in_order(pool, step, chunks(raw, CHUNK), ahead):
                 bar.update(read)
@@ -114,21 +114,5 @@ def write_published(
 ) -> Counter[str]:
     """Download what ``raw`` lacks, unpack it beside ``out``, and write the text of each split; see ``write_texts``."""
     archives = dict(zip(recipe.archives, download_missing(recipe.archives.values(), raw), strict=True))
-    extracted = out.with_name("extracted")
-    counts = write_texts(recipe, _places(recipe, archives, extracted), out, pool, ahead, distinct)
-    shutil.rmtree(extracted, ignore_errors=True)
-    return counts
-
-
-def _places(recipe: Recipe, archives: dict[str, Path], out: Path) -> list[dict[str, Path]]:
-    """Return the file of each language for each part, taken out of its archive."""
-    found: dict[tuple[str, str | None], Path] = {}
-    for name, path in archives.items():
-        members = {
-            member for part in recipe.parts for archive, member in part.texts.values() if archive == name and member
-        }
-        if members:
-            found |= {(name, m): p for m, p in extract(path, members, out / name).items()}
-        else:
-            found[name, None] = path
-    return [{language: found[place] for language, place in part.texts.items()} for part in recipe.parts]
+    with located(recipe.parts, archives, out.with_name("extracted")) as texts:
+        return write_texts(recipe, texts, out, pool, ahead, distinct)

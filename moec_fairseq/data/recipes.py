@@ -1,6 +1,5 @@
 """Recipes: which archives hold a corpus, which of their files are which part of it, and how to read them."""
 
-import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -9,26 +8,12 @@ from typing import Any
 
 import yaml
 
-from moec_fairseq.data.archives import TAR, Archive
+from moec_fairseq.data.archives import Archive
+from moec_fairseq.data.catalogues import from_mtdata, from_opus
 from moec_fairseq.data.languages import SPLITS, check_languages
-from moec_fairseq.data.markup import is_named_as_markup
+from moec_fairseq.data.places import Part, check_sides, read_place
 
-_LAYOUTS = re.compile(r"(\.(sgml?|xml|txt|gz|bz2|xz))+$", re.IGNORECASE)  # endings that stand after the language
-
-
-@dataclass(frozen=True)
-class Part:
-    """A parallel text.
-
-    Attributes:
-        use: train, valid or test.
-        texts: (archive, member) of each language, member None where the archive is the text itself.
-        reference: whose translation it is, where a file has several; None: the first.
-    """
-
-    use: str
-    texts: dict[str, tuple[str, str | None]]
-    reference: str | None = None
+WAYS = ("texts", "opus", "mtdata")  # to say where a part is
 
 
 @dataclass(frozen=True)
@@ -66,14 +51,11 @@ def read_recipe(path: Path, source: str | None = None, target: str | None = None
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         _check_keys(content, ("source", "target", "archives", "parts", "valid_every"))
-        recipe = Recipe(
-            path.stem,
-            content["source"],
-            content["target"],
-            {name: Archive(name, **values) for name, values in content["archives"].items()},
-            [_part(values) for values in content["parts"]],
-            content.get("valid_every"),
-        )
+        languages = content["source"], content["target"]
+        _check_codes(languages, path)
+        archives = {name: Archive(name, **values) for name, values in content.get("archives", {}).items()}
+        parts = [part for values in content["parts"] for part in _parts(values, languages, archives)]
+        recipe = Recipe(path.stem, *languages, archives, parts, content.get("valid_every"))
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{path} is not a recipe ({reason}); data/README.md describes them") from error
@@ -87,13 +69,18 @@ def _check_keys(values: Mapping[str, Any], known: Collection[str]) -> None:
             raise KeyError(f"{key} is none of {', '.join(known)}")
 
 
-def _part(values: dict[str, Any]) -> Part:
-    _check_keys(values, ("use", "texts", "reference"))
-    texts = {}
-    for language, place in values["texts"].items():
-        archive, _, member = place.partition(":")
-        texts[language] = (archive, member or None)
-    return Part(values["use"], texts, values.get("reference"))
+def _parts(values: dict[str, Any], languages: tuple[str, str], archives: dict[str, Archive]) -> list[Part]:
+    """Return the parts that an entry of a recipe stands for; archives that catalogues know are added to the others."""
+    _check_keys(values, ("use", "reference", *WAYS))
+    ways = [way for way in WAYS if way in values]
+    if len(ways) != 1:
+        raise KeyError(f"a part for {values['use']} needs one of {', '.join(WAYS)}")
+    if "texts" in values:
+        texts = [{language: read_place(place) for language, place in values["texts"].items()}]
+    else:
+        found, texts = (from_opus if "opus" in values else from_mtdata)(str(values[ways[0]]), *languages)
+        archives.update(found)
+    return [Part(values["use"], places, values.get("reference")) for places in texts]
 
 
 def _check(recipe: Recipe, path: Path) -> None:
@@ -102,25 +89,30 @@ def _check(recipe: Recipe, path: Path) -> None:
         if part.use not in SPLITS:
             raise ValueError(f"{path}: a part is for {part.use!r}, but must be for one of {', '.join(SPLITS)}")
         if set(part.texts) != {recipe.source, recipe.target}:
+            held = ", ".join(map(str, part.texts))
             raise ValueError(
-                f"{path}: a part for {part.use} has {', '.join(part.texts)}, but must have {recipe.source} and "
-                f"{recipe.target}"
+                f"{path}: a part for {part.use} has {held}, but must have {recipe.source} and {recipe.target}"
             )
-        for archive, _ in part.texts.values():
-            if archive not in recipe.archives:
-                raise ValueError(f"{path}: a part for {part.use} is in {archive!r}, which is not among the archives")
-        _check_sides(recipe, part, path)
-    _check_members(recipe, path)
+        for place in part.texts.values():
+            if place.file not in recipe.archives:
+                raise ValueError(f"{path}: a part for {part.use} is in {place.file!r}, which is not among the archives")
+        if part.reference is not None and not isinstance(part.reference, str):
+            raise ValueError(f"{path}: reference is {part.reference!r}, but must be text, in quotes")
+        names = {key: place.member or recipe.archives[place.file].file_name for key, place in part.texts.items()}
+        check_sides(part.texts, names, f"{path}: a part for {part.use}")
     for use in SPLITS:
         if not any(part.use == use for part in recipe.parts) and not (use == "valid" and recipe.valid_every):
             raise ValueError(f"{path}: no part is for {use}; add one" + (", or valid_every" if use == "valid" else ""))
 
 
-def _check_values(recipe: Recipe, path: Path) -> None:
-    for language in (recipe.source, recipe.target):
+def _check_codes(languages: tuple[Any, Any], path: Path) -> None:
+    for language in languages:
         if not isinstance(language, str):
             raise ValueError(f"{path}: {language!r} is not a language; put a code such as no in quotes")
-    check_languages(recipe.source, recipe.target)
+    check_languages(*languages)
+
+
+def _check_values(recipe: Recipe, path: Path) -> None:
     for archive in recipe.archives.values():
         for key, value in asdict(archive).items():
             kind = int if key == "bytes" else str
@@ -135,33 +127,6 @@ def _check_values(recipe: Recipe, path: Path) -> None:
         raise ValueError(
             f"{path}: two archives would have the name {common[0][0]}; give one of them another with file:"
         )
-
-
-def _check_sides(recipe: Recipe, part: Part, path: Path) -> None:
-    """Raise ValueError if both sides are the same text, or the names say that they are exchanged."""
-    names = {key: member or recipe.archives[archive].file_name for key, (archive, member) in part.texts.items()}
-    if part.texts[recipe.source] == part.texts[recipe.target] and not is_named_as_markup(names[recipe.source]):
-        raise ValueError(
-            f"{path}: both sides of a part for {part.use} are {':'.join(filter(None, part.texts[recipe.source]))}, but "
-            "each must have a file; split a file of two columns first"
-        )
-    if part.reference is not None and not isinstance(part.reference, str):
-        raise ValueError(f"{path}: reference is {part.reference!r}, but must be text, in quotes")
-    other = {recipe.source: recipe.target, recipe.target: recipe.source}
-    for language, name in names.items():
-        if _LAYOUTS.sub("", name).endswith(f".{other[language]}"):
-            raise ValueError(
-                f"{path}: {name} is taken for {language}; exchange the two sides of this part for {part.use}"
-            )
-
-
-def _check_members(recipe: Recipe, path: Path) -> None:
-    """Raise ValueError if an archive is not used as what it is: one text, or several."""
-    whole = {archive for part in recipe.parts for archive, member in part.texts.values() if member is None}
-    for part in recipe.parts:
-        for name, member in part.texts.values():
-            if name in whole and (member or recipe.archives[name].file_name.endswith(TAR)):
-                raise ValueError(f"{path}: a part for {part.use} must say which file of {name} it is, as {name}:FILE")
 
 
 def _directed(recipe: Recipe, source: str | None, target: str | None) -> Recipe:

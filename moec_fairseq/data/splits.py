@@ -18,8 +18,12 @@ from tqdm import tqdm
 from moec_fairseq.data.cleaning import Pair, without_placeholders
 from moec_fairseq.data.compressed import found_as
 from moec_fairseq.data.languages import SPLITS, parallel_paths
-from moec_fairseq.data.text import check_file, parallel_lines
+from moec_fairseq.data.places import Part, Place, check_sides, own_place
+from moec_fairseq.data.sentences import Side, parallel_sentences
+from moec_fairseq.data.text import check_file, normalise_space
 from moec_fairseq.util.files import whole_texts, write_json
+
+Sides = tuple[Side, Side]  # source and target of a text
 
 HELD_OUT = ("valid", "test")
 HELD_OUT_SIZE = 1000
@@ -120,25 +124,45 @@ def write_corpus(
     return Counter({f"{split}: kept": splitter.sizes[split] for split in splits}) + splitter.drops
 
 
-def own_files(prefixes: Mapping[str, str], source: str, target: str) -> dict[str, tuple[Path, Path]]:
-    """Return the two files of each split of the user's own text.
+def own_parts(
+    prefixes: Mapping[str, str | None], files: Mapping[str, Sequence[str] | None], source: str, target: str
+) -> list[Part]:
+    """Return where the user's own text of each split is.
 
     Args:
-        prefixes: PREFIX of PREFIX.SOURCE and PREFIX.TARGET by split; the files may be compressed by gzip, bzip2 or xz,
-            under these names or with .gz, .bz2 or .xz after them.
+        prefixes: PREFIX of PREFIX.SOURCE and PREFIX.TARGET by split; these files may be compressed, under these names
+            or with .gz, .bz2, .xz or .zst after them.
+        files: one or two places by split, as ``own_place`` reads them: source and target, or both in one.
         source: language.
         target: language.
 
     Raises:
-        ValueError: a file is missing or empty.
+        ValueError: a file is missing or empty, or the sides of a text are not clear.
     """
-    sides = {
-        split: (found_as(Path(f"{prefix}.{source}")), found_as(Path(f"{prefix}.{target}")))
-        for split, prefix in prefixes.items()
-    }
-    for path in (path for pair in sides.values() for path in pair):
-        check_file(path)
-    return sides
+    parts = []
+    for split in SPLITS:
+        prefix, given = prefixes.get(split), files.get(split)
+        if prefix and given:
+            raise ValueError(f"--{split} and --{split}-prefix were both given; give one of them")
+        if prefix:
+            places = [Place(str(found_as(Path(f"{prefix}.{language}")))) for language in (source, target)]
+        elif given:
+            if len(given) > 2:
+                raise ValueError(f"--{split} names {len(given)} files, but a text is one file, or source and target")
+            places = [own_place(text) for text in (given[0], given[-1])]
+        else:
+            continue
+        for place in places:
+            check_file(Path(place.file))
+        texts = dict(zip((source, target), places, strict=True))
+        check_sides(texts, {language: place.member or place.file for language, place in texts.items()}, f"--{split}")
+        parts.append(Part(split, texts))
+    return parts
+
+
+def own_files(parts: Iterable[Part]) -> dict[str, Path]:
+    """Return the files, and archives, in which the user's own text is, by what their places call them."""
+    return {place.file: Path(place.file) for part in parts for place in part.texts.values()}
 
 
 def check_apart(files: Iterable[Path], out: Path) -> None:
@@ -148,13 +172,13 @@ def check_apart(files: Iterable[Path], out: Path) -> None:
             raise ValueError(f"{path} is in the folder for the results; give --out another folder")
 
 
-def common_share(texts: Sequence[tuple[Path, Path]]) -> float:
+def common_share(texts: Sequence[Sides]) -> float:
     """Return one share for the texts of several languages, so that a held-out source is held out of all of them."""
     return share_for(sum(1 for sides in texts for _ in _pairs(sides, "count train")) // len(texts))
 
 
 def write_own(
-    files: Mapping[str, tuple[Path, Path]], source: str, target: str, out: Path, share: float | None = None
+    texts: Mapping[str, Sides], source: str, target: str, out: Path, share: float | None = None
 ) -> Counter[str]:
     """Write {train,valid,test}.{source,target} and report.json into `out`; return pairs by what became of them.
 
@@ -162,49 +186,56 @@ def write_own(
     fingerprints of held-out sentences only.
 
     Args:
-        files: of ``own_files``.
+        texts: both sides by split.
         source: language.
         target: language.
         out: folder.
         share: of the text that goes to each split that is not given; None: as ``share_for`` says.
 
     Raises:
-        ValueError: two sides have different numbers of lines, or there is too little text.
+        ValueError: two sides have different numbers of sentences, a file cannot be read, or there is too little text.
     """
-    check_apart((path for sides in files.values() for path in sides), out)
-    held_out = {split: sides for split, sides in files.items() if split != "train"}
+    check_apart((side.path for sides in texts.values() for side in sides), out)
+    held_out = {split: sides for split, sides in texts.items() if split != "train"}
     sources = {
         split: _copy(split, sides, parallel_paths(out, split, source, target)) for split, sides in held_out.items()
     }
-    total = _count_and_compare(files["train"], sources)
+    total = _count_and_compare(texts["train"], sources)
     share = share_for(total) if share is None else share
     splitter = Splitter(share, [split for split in HELD_OUT if split not in held_out])
     splitter.sizes.update({split: len(fingerprints) for split, fingerprints in sources.items()})
-    about = {**{split: str(sides[0]) for split, sides in files.items()}, "pairs": total}
-    counts = write_corpus(lambda: _pairs(files["train"], "split train"), splitter, source, target, out, about)
+    about = {**{split: str(sides[0]) for split, sides in texts.items()}, "pairs": total}
+    counts = write_corpus(lambda: _pairs(texts["train"], "split train"), splitter, source, target, out, about)
     return counts + Counter({f"{split}: kept": len(fingerprints) for split, fingerprints in sources.items()})
 
 
-def _pairs(sides: tuple[Path, Path], what: str) -> Iterator[Pair]:
-    """Yield the pairs of two files that have text on both sides."""
-    for source, target in tqdm(parallel_lines(*sides), desc=what, unit=" lines", unit_scale=True):
+def _pairs(sides: Sides, what: str) -> Iterator[Pair]:
+    """Yield the pairs that have text on both sides."""
+    for source, target in tqdm(_sentences(sides), desc=what, unit=" lines", unit_scale=True):
         if source and target:
             yield Pair(source, target)
 
 
-def _copy(split: str, sides: tuple[Path, Path], copies: tuple[Path, Path]) -> list[int]:
+def _sentences(sides: Sides) -> Iterator[tuple[str, str]]:
+    """Yield pairs of sentences with normalised white space."""
+    for source, target in parallel_sentences(*sides):
+        if source is not None and target is not None:
+            yield normalise_space(source), normalise_space(target)
+
+
+def _copy(split: str, sides: Sides, copies: tuple[Path, Path]) -> list[int]:
     """Copy a held-out split that the user gave; return the fingerprints of its sources."""
     sources = []
     with whole_texts(list(copies)) as (source_file, target_file):
-        for source, target in parallel_lines(*sides):
+        for source, target in _sentences(sides):
             source_file.write(source + "\n")
             target_file.write(target + "\n")
             sources.append(fingerprint(source))
-    print(f"{split}: {sides[0]} and {sides[1]}, as they are")
+    print(f"{split}: {' and '.join(dict.fromkeys(map(str, sides)))}, as they are")
     return sources
 
 
-def _count_and_compare(train: tuple[Path, Path], held_out: dict[str, list[int]]) -> int:
+def _count_and_compare(train: Sides, held_out: dict[str, list[int]]) -> int:
     """Return the number of training pairs; warn of those whose source, up to case and punctuation, is also held out."""
     total = 0
     known = {split: set(sources) for split, sources in held_out.items()}

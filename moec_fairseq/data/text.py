@@ -4,10 +4,12 @@ import codecs
 import re
 import shlex
 from collections.abc import Iterator
-from itertools import zip_longest
+from functools import partial
 from pathlib import Path
 
 from moec_fairseq.data.compressed import open_unpacked, unpacking_command
+
+Sentence = str | None  # None: not one of a pair
 
 # Python's own white space misses some control characters, and sentencepiece writes a space as U+2581.
 _SPACE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2581]+")
@@ -22,6 +24,8 @@ _OTHER_MARKS = {
     "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
 }
 _HEAD = 4096  # bytes that show whether a file is text
+LONGEST = 10_000_000  # bytes of a line, or characters of a sentence; the parser of XML has the same limit
+_FROM_MAC = "tr '\\r' '\\n' <"
 _BINARY = re.compile(rb"[\x00-\x08\x0e-\x19]")
 
 
@@ -53,17 +57,24 @@ def check_file(path: Path) -> None:
 def raw_lines(path: Path) -> Iterator[str]:
     r"""Yield the lines of a UTF-8 file, with or without byte order mark; only \n and \r\n end a line.
 
-    A file compressed by gzip, bzip2 or xz is read as what it holds.
+    A file compressed by gzip, bzip2, xz or zstd is read as what it holds.
 
-    Raises ValueError that names the line when a file is missing, empty or not UTF-8.
+    Raises ValueError that names the line when a file is missing, empty or not UTF-8, or a line is endless.
     """
     check_file(path)
     with open_unpacked(path) as file:
         head = file.peek(_HEAD)[:_HEAD]
         _check_head(path, head)
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(iter(partial(file.readline, LONGEST + 1), b""), start=1):
+            if len(line) > LONGEST:
+                raise too_long(path, f"line {number}")
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
+                if b"\r" in line.rstrip(b"\r\n") and not file.peek(1):
+                    raise ValueError(
+                        f"{path}, line 1: all lines are one, because they end in \\r alone, as on old Macs; convert "
+                        f"the file (for example: {_conversion(path, _FROM_MAC)})"
+                    )
             try:
                 yield line.decode("utf-8").removesuffix("\n").removesuffix("\r")
             except UnicodeDecodeError as error:
@@ -72,11 +83,16 @@ def raw_lines(path: Path) -> Iterator[str]:
                 raise not_utf8(path, number, error.start + 1) from None
 
 
+def too_long(path: Path, where: str) -> ValueError:
+    """Return what to raise for text that cannot be a sentence."""
+    return ValueError(f"{path}, {where}: longer than {LONGEST:,} bytes, which no sentence is; are line ends missing?")
+
+
 def not_utf8(path: Path, line: int, byte: int) -> ValueError:
     """Return what to raise for a byte of a line that belongs to no character."""
     return ValueError(
         f"{path}, line {line}: byte {byte} is not valid UTF-8;"
-        f" convert the file (for example: {_conversion(path, 'latin1')})"
+        f" convert the file (for example: {_conversion(path, _to_utf8('latin1'))})"
     )
 
 
@@ -86,7 +102,8 @@ def _check_head(path: Path, head: bytes) -> None:
         raise ValueError(f"{path}: the file is empty; it needs at least one line")
     for encoding, marks in _OTHER_MARKS.items():
         if head.startswith(marks):
-            raise ValueError(f"{path} is in {encoding.upper()}; convert it to UTF-8: {_conversion(path, encoding)}")
+            command = _conversion(path, _to_utf8(encoding))
+            raise ValueError(f"{path} is in {encoding.upper()}; convert it to UTF-8: {command}")
     if head[257:262] == b"ustar":
         raise ValueError(f"{path} is a tar archive, not text; unpack it: tar -xf {shlex.quote(path.name)}")
     if head.count(0) > len(head) / 10:
@@ -97,27 +114,16 @@ def _no_text(path: Path) -> ValueError:
     return ValueError(f"{path} is not text but a binary file; check the name")
 
 
-def _conversion(path: Path, encoding: str) -> str:
-    """Return the command that makes UTF-8 of a file."""
-    convert = f"iconv -f {encoding} -t utf-8"
+def _to_utf8(encoding: str) -> str:
+    return f"iconv -f {encoding} -t utf-8"
+
+
+def _conversion(path: Path, command: str) -> str:
+    """Return a command that converts what a file holds."""
     unpack = unpacking_command(path)
-    return f"{unpack} | {convert}" if unpack else f"{convert} {shlex.quote(path.name)}"
+    return f"{unpack} | {command.removesuffix(' <')}" if unpack else f"{command} {shlex.quote(path.name)}"
 
 
 def lines(path: Path) -> Iterator[str]:
     """Yield the lines of a UTF-8 file with normalised white space; errors as in `raw_lines`."""
     return map(normalise_space, raw_lines(path))
-
-
-def parallel_lines(source: Path, target: Path) -> Iterator[tuple[str, str]]:
-    """Yield pairs of lines; raises ValueError, with both counts, where one file ends before the other."""
-    check_file(source)
-    check_file(target)
-    for source_line, target_line in zip_longest(lines(source), lines(target)):
-        if source_line is None or target_line is None:
-            counts = [sum(1 for _ in raw_lines(path)) for path in (source, target)]
-            raise ValueError(
-                f"{source} has {counts[0]} lines, but {target} has {counts[1]};"
-                " line N of one must be the translation of line N of the other"
-            )
-        yield source_line, target_line

@@ -14,7 +14,7 @@ from sacrebleu.utils import get_reference_files, get_source_file
 from moec_fairseq.data.languages import language_of, parallel_paths
 from moec_fairseq.data.markup import is_markup, with_characters
 from moec_fairseq.data.published import PUBLISHED_TEST
-from moec_fairseq.data.sentences import parallel_sentences
+from moec_fairseq.data.sentences import Side, parallel_sentences
 from moec_fairseq.data.text import lines, on_one_line, raw_lines
 from moec_fairseq.evaluate.generate import Binarised, check_words, read_sentences
 from moec_fairseq.evaluate.model import DataOfModel
@@ -254,8 +254,8 @@ def from_files(source: Path, references: list[Path], languages: tuple[str, str])
     """
     files = [source, *references]
     if any(map(is_markup, files)):
-        sides = zip(files, (languages[0], *[languages[1]] * len(references)), strict=True)
-        rows = list(zip(*(parallel_sentences(source, languages[0], *side) for side in sides), strict=True))
+        one, *others = map(Side, files, (languages[0], *[languages[1]] * len(references)))
+        rows = list(zip(*(parallel_sentences(one, other) for other in (one, *others)), strict=True))
         # of each pair of the source and a text, the text; sentences that a text has no translation of are left out
         whole = [[text for _, text in row] for row in rows]
         kept = [row for row in whole if None not in row]

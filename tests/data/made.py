@@ -2,7 +2,8 @@ import hashlib
 import zipfile
 from pathlib import Path
 
-from moec_fairseq.data.splits import own_files, write_own
+from moec_fairseq.data.places import located
+from moec_fairseq.data.splits import own_files, own_parts, write_own
 
 
 def make_wheel(path: Path, files: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> str:
@@ -13,6 +14,7 @@ def make_wheel(path: Path, files: dict[str, bytes], compression: int = zipfile.Z
 
 
 def own(train: str, valid: str | None, test: str | None, source: str, target: str, out: Path) -> None:
-    given = {"train": train, "valid": valid, "test": test}
-    files = own_files({split: prefix for split, prefix in given.items() if prefix}, source, target)
-    write_own(files, source, target, out)
+    parts = own_parts({"train": train, "valid": valid, "test": test}, {}, source, target)
+    with located(parts, own_files(parts), out / "extracted") as texts:
+        sides = {part.use: (text[source], text[target]) for part, text in zip(parts, texts, strict=True)}
+        write_own(sides, source, target, out)

@@ -60,7 +60,7 @@ def test_names_that_are_alike_but_for_slashes(tmp_path):
 ])  # fmt: skip
 def test_what_is_no_file(tmp_path, kind, target, words):
     archive = make(tmp_path / "a.tgz", ("x.de", b"eins\n"), ("x.en", kind, target))
-    with pytest.raises(ValueError, match=rf"a\.tgz: {words}; name a file in the recipe"):
+    with pytest.raises(ValueError, match=rf"a\.tgz: {words}; name a file"):
         extract(archive, {"x.en", "x.de"}, tmp_path / "out")
     assert not any(path.is_symlink() for path in tmp_path.rglob("*"))
     assert list(extract(archive, {"x.de"}, tmp_path / "out")) == ["x.de"]  # what is not wanted does no harm
@@ -92,9 +92,9 @@ def test_archives_are_known_by_their_content(tmp_path, ending, mode):
 
 
 @pytest.mark.parametrize("content, message", [
-    (b"\x28\xb5\x2f\xfd\x04\x58", r"a\.tgz is a file compressed by zstd, .* zstd -d a\.tgz"),
-    (b"one\ntwo\n" * 999, r"a\.tgz is not a tar archive \(.*\), but the recipe wants x\.en out of it"),
-    (gzip.compress(b"one\n" * 999, mtime=0), r"a\.tgz is not a tar archive \(.*\), but the recipe wants x\.en"),
+    (b"\x04\x22\x4d\x18", r"a\.tgz is a file compressed by lz4, .* lz4 -d a\.tgz"),
+    (b"one\ntwo\n" * 999, r"a\.tgz is not a tar archive \(.*\), but x\.en is wanted out of it"),
+    (gzip.compress(b"one\n" * 999, mtime=0), r"a\.tgz is not a tar archive \(.*\), but x\.en"),
     (gzip.compress(bytes(1024), mtime=0), r"a\.tgz has no x\.en; it has …"),
 ])  # fmt: skip
 def test_what_is_no_tar_archive(tmp_path, content, message):

@@ -13,13 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moec_fairseq.data import compressed
-from moec_fairseq.data.text import parallel_lines, raw_lines
+from moec_fairseq.data.sentences import Side, parallel_sentences
+from moec_fairseq.data.text import raw_lines
 
 from .made import own
 from .test_splits import SOURCES, TARGETS
 
 packed = partial(gzip.compress, mtime=0)  # the same in each process of pytest
-WAYS = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
+WAYS = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": compressed.zstd.compress}
 TEXT = "eins\nzwei\u2028noch zwei\r\n\nvier"
 LINES = ["eins", "zwei\u2028noch zwei", "", "vier"]
 
@@ -62,17 +63,18 @@ def test_compressed_or_not_is_the_same(tmp_path_factory, lines):
         assert list(raw_lines(folder / way)) == list(raw_lines(folder / "plain"))
 
 
-ZSTD = b"\x28\xb5\x2f\xfd\x04\x58\x29\x00\x00abc\xc0\xff"
+LZ4 = b"\x04\x22\x4d\x18\x64\x40\xa7"
 
 
 @pytest.mark.parametrize("content, words", [
-    (ZSTD, ["is a file compressed by zstd, which cannot be read here; unpack it first: zstd -d 'my text.de'"]),
+    (LZ4, ["is a file compressed by lz4, which cannot be read here; unpack it first: lz4 -d 'my text.de'"]),
+    (compressed.zstd.compress(TEXT.encode())[:-9], ["is broken (Compressed file ended"]),
     (zipped(b"eins\n"), ["is a zip archive", "unzip 'my text.de'"]),
     (tarred(b"eins\n"), ["is a tar archive, not text; unpack it: tar -xf 'my text.de'"]),
     (packed(tarred(b"eins\n")), ["is a tar archive"]),
     (b"7z\xbc\xaf\x27\x1c\x00\x04", ["is a 7z archive"]),
     (packed(packed(b"eins\n")), ["holds a file that is compressed again; unpack it first: gzip -d"]),
-    (lzma.compress(ZSTD), ["holds a file that is compressed again; unpack it first: xz -d"]),
+    (lzma.compress(LZ4), ["holds a file that is compressed again; unpack it first: xz -d"]),
     (b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", ["is not text but a binary file"]),
     (b"MMIDIDX\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00", ["is not text but a binary file"]),
     (b"\x80\x04\x95\x0f\x00\x8c\xffpickle", ["is not text but a binary file"]),
@@ -145,8 +147,8 @@ def test_a_file_wins_over_a_compressed_one_beside_it(tmp_path):
     assert found == ["t.en", "t.de.zst", "t.fr"]
 
 
-def test_different_numbers_of_lines_are_counted_in_what_files_hold(tmp_path):
+def test_different_numbers_of_sentences_are_counted_in_what_files_hold(tmp_path):
     (tmp_path / "t.en").write_bytes(gzip.compress(b"a\nb\nc\n"))
     (tmp_path / "t.de").write_text("A\n")
-    with pytest.raises(ValueError, match=r"t\.en has 3 lines, but .*t\.de has 1"):
-        list(parallel_lines(tmp_path / "t.en", tmp_path / "t.de"))
+    with pytest.raises(ValueError, match=r"t\.en has 3 sentences, but .*t\.de has 1"):
+        list(parallel_sentences(Side(tmp_path / "t.en", "en"), Side(tmp_path / "t.de", "de")))

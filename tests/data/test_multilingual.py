@@ -117,14 +117,21 @@ def test_what_is_held_out_in_one_language_is_held_out_in_all(tmp_path_factory, e
     ({"targets": "de,mul"}, "mul is the name of all languages together"),
     ({"targets": "de,fr", "source": "nl"}, "--source is nl, but the messages are in English; give en"),
     ({"sources": "de,fr", "target": "nl"}, "--target is nl, but the messages are in English; give en"),
-    ({"targets": "de,fr", "corpus": "wmt14_en_de"}, "are for quickstart and --train-prefix; a recipe has a single"),
+    ({"targets": "de,fr", "corpus": "wmt14_en_de"}, "are for quickstart and your own text; a recipe has a single"),
     ({"targets": "de,fr", "sampling_temperature": 0.5}, "--sampling-temperature is 0.5, but must be 1"),
     ({"targets": "de,fr", "sampling_temperature": float("nan")}, "--sampling-temperature is nan, but must be 1"),
     ({"sampling_temperature": 5.0}, "--sampling-temperature is for several languages; give --targets or --sources"),
 ])  # fmt: skip
 def test_bad_input_is_one_sentence(options, sentence):
     defaults = dict.fromkeys(("source", "target", "sources", "targets"))
-    defaults |= {"corpus": "quickstart", "recipes": Path(), "prefixes": {}, "tier": "small", "distinct": False}
+    defaults |= {
+        "corpus": "quickstart",
+        "recipes": Path(),
+        "prefixes": {},
+        "files": {},
+        "tier": "small",
+        "distinct": False,
+    }
     with pytest.raises(ValueError, match=sentence) as error:
         choose_corpus(**defaults | {"sampling_temperature": 1.0} | options)
     assert "\n" not in str(error.value)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from moec_fairseq.data.archives import extract
-from moec_fairseq.data.published import _places, write_texts
+from moec_fairseq.data.places import located
+from moec_fairseq.data.published import write_texts
 from moec_fairseq.data.recipes import read_recipe
 from moec_fairseq.data.text import raw_lines
 from tests.python import python_m
@@ -76,10 +77,10 @@ def test_from_the_web_to_binary_data(tmp_path, server, local_recipe):
 
 
 def texts(recipe, raw, out, distinct=False):
-    used = {name for part in recipe.parts for name, _ in part.texts.values()}
+    used = {place.file for part in recipe.parts for place in part.texts.values()}
     archives = {name: raw / archive.file_name for name, archive in recipe.archives.items() if name in used}
-    with ThreadPoolExecutor(2) as pool:
-        return write_texts(recipe, _places(recipe, archives, out / "extracted"), out, pool, 4, distinct)
+    with ThreadPoolExecutor(2) as pool, located(recipe.parts, archives, out / "extracted") as found:
+        return write_texts(recipe, found, out, pool, 4, distinct)
 
 
 def test_talks(tmp_path):
@@ -194,15 +195,15 @@ def test_compressed_files_of_a_recipe(tmp_path, small):
     (tmp_path / "x.de").write_bytes(lzma.compress(b"A\nB\n"))
     texts(small, tmp_path, tmp_path / "out")
     assert lines(tmp_path / "out/train.en") == ["a", "b"] and lines(tmp_path / "out/train.de") == ["A", "B"]
-    (tmp_path / "x.de").write_bytes(b"\x28\xb5\x2f\xfd\x04\x58")
-    with pytest.raises(ValueError, match=r"x\.de is a file compressed by zstd, .* zstd -d x\.de"):
+    (tmp_path / "x.de").write_bytes(b"\x04\x22\x4d\x18")
+    with pytest.raises(ValueError, match=r"x\.de is a file compressed by lz4, .* lz4 -d x\.de"):
         texts(small, tmp_path, tmp_path / "out")
 
 
 def test_different_numbers_of_lines(tmp_path, small):
     (tmp_path / "x.en").write_text("a\nb\n")
     (tmp_path / "x.de").write_text("a\n")
-    with pytest.raises(ValueError, match=r"x\.de has 1 sentences, but .*x\.en has more"):
+    with pytest.raises(ValueError, match=r"x\.en has 2 sentences, but .*x\.de has 1"):
         texts(small, tmp_path, tmp_path / "out")
     assert not (tmp_path / "out/train.en").exists()
 

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from moec_fairseq.data.places import Place
 from moec_fairseq.data.recipes import read_recipe
 
 DATA = Path(__file__).parents[2] / "data"
@@ -13,7 +14,7 @@ def test_all_recipes_can_be_read():
     for name in NAMES:
         recipe = read_recipe(DATA / f"{name}.yaml")
         assert f"{recipe.source}_{recipe.target}" == name[-5:]
-        used = {archive for part in recipe.parts for archive, _ in part.texts.values()}
+        used = {place.file for part in recipe.parts for place in part.texts.values()}
         assert used == set(recipe.archives)
         files = [archive.file_name for archive in recipe.archives.values()]
         assert len(set(files)) == len(files)
@@ -48,6 +49,7 @@ parts:
 @pytest.mark.parametrize("old, new, message", [
     ("source: en\n", "", "is not a recipe"),
     ("use: valid", "use: dev", "for 'dev', but must be for one of train, valid, test"),
+    ('en: "a:x.en"', 'no: "a:x.no"', "has False, de, but must have en and de"),
     ('en: "a:x.en"', 'fr: "a:x.fr"', "has fr, de, but must have en and de"),
     ('"a:x.en"', '"b:x.en"', "in 'b', which is not among the archives"),
     ("use: valid", "use: test", "no part is for valid; add one, or valid_every"),
@@ -56,7 +58,7 @@ parts:
     ("target: de", "target: no", "False is not a language; put a code such as no in quotes"),
     ("target: de", "target: en", "source and target are both 'en'"),
     ("parts:", "valid_evry: 23\nparts:", "valid_evry is none of source, target"),
-    ("use: valid,", "use: valid, weight: 2,", "weight is none of use, texts, reference"),
+    ("use: valid,", "use: valid, weight: 2,", "weight is none of use, reference, texts"),
     ("use: test,", "use: test, reference: 7,", "reference is 7, but must be text, in quotes"),
     ('"a:x.en", de: "a:x.de"', '"a:x.de.SGM.gz", de: "a:x.en.SGM.gz"', "x.de.SGM.gz is taken for en; exchange"),
     ("url: \"http://x/a.tgz\"", "url: 7", "url of archive a is 7, but must be text, in quotes"),
@@ -64,8 +66,9 @@ parts:
     ("licence: none}", "licence: none, md5: 12345}", "but must be text, in quotes"),
     ('"a:x.en", de: "a:x.de"', '"a:x.de", de: "a:x.en"', "x.de is taken for en; exchange the two sides"),
     ('"a:x.en", de: "a:x.de"', '"a:s.de.sgm", de: "a:r.en.sgm"', "s.de.sgm is taken for en; exchange"),
-    ('"a:x.en", de: "a:x.de"', '"a:x.tsv", de: "a:x.tsv"', "both sides of a part for train are a:x.tsv"),
-    ('"a:x.en", de: "a:x.de"', '"a", de: "a:x.de"', "must say which file of a it is, as a:FILE"),
+    ('"a:x.en", de: "a:x.de"', '"a:x.tsv#1", de: "a:x.tsv#1"', "both sides are a:x.tsv#1, but each must have a column"),
+    ('texts: {en: "a:x.en", de: "a:x.de"}', 'opus: X', "opus is X, but must be CORPUS/VERSION, such as Tatoeba/v20"),
+    (', texts: {en: "a:x.en", de: "a:x.de"}', "", "a part for train needs one of texts, opus, mtdata"),
     ("parts:", "valid_every: 1\nparts:", "valid_every is 1, but must be a whole number from 2"),
     ("licence: none}}", "licence: none}, b: {url: 'http://y/a.tgz', licence: none}}", "would have the name a.tgz"),
 ])  # fmt: skip
@@ -87,4 +90,4 @@ def test_one_file_for_both_sides(tmp_path, name):
     one = f'test, reference: B, texts: {{en: "a:{name}", de: "a:{name}"}}'
     (tmp_path / "x.yaml").write_text(GOOD.replace(two, one))
     part = read_recipe(tmp_path / "x.yaml").parts[-1]
-    assert part.texts == {"en": ("a", name), "de": ("a", name)} and part.reference == "B"
+    assert part.texts == {"en": Place("a", name), "de": Place("a", name)} and part.reference == "B"

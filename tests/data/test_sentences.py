@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sacrebleu.dataset.wmt_xml import WMTXMLDataset
 
-from moec_fairseq.data.sentences import parallel_sentences
+from moec_fairseq.data.sentences import Side, parallel_sentences
 
 
 def sides(source, target=None, languages=("en", "de"), reference=None):
     """Return both sides of one or two files."""
-    pairs = list(parallel_sentences(source, languages[0], target or source, languages[1], reference))
+    pairs = list(parallel_sentences(Side(source, languages[0]), Side(target or source, languages[1]), reference))
     return [one for one, _ in pairs], [other for _, other in pairs]
 
 
@@ -124,7 +124,6 @@ def test_encodings(read, encoding, declared, segment):
     (sgml('<seg id="1">a</seg>', "src").replace("any", "en"), "has a source in en, but is taken for the text in de"),
     (sgml('<seg id="1">a</seg>', "tst"), "has a translation by a system in de, but is taken for the text in de"),
     ('<dataset><doc><hyp system="x" lang="de"><seg>a</seg></hyp></doc></dataset>', "has a translation by a system"),
-    ('<tmx><body><tu><tuv xml:lang="de"><seg>a</seg></tuv></tu></body></tmx>', "is a translation memory"),
     (b"", "the file is empty"),
 ])  # fmt: skip
 def test_what_cannot_be_read_is_one_sentence(read, content, message):
@@ -197,7 +196,7 @@ def test_a_reference_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match=r"x\.xml has no reference by Z; it has A, B"):
         sides(path, reference="Z")
     text = written(tmp_path / "x.en", "a\n")
-    with pytest.raises(ValueError, match="have a sentence on each line, and no reference by A"):
+    with pytest.raises(ValueError, match="are neither SGML nor XML, and have no reference by A"):
         sides(text, text, reference="A")
 
 
@@ -377,7 +376,7 @@ def test_no_file_takes_for_ever(tmp_path, pattern):
     for before, name in product(("", "<refset>"), ("x.sgm", "x.de")):
         path = written(tmp_path / name, before + pattern * 10_000)
         with suppress(ValueError):
-            list(parallel_sentences(path, "en", path, "de"))
+            list(parallel_sentences(Side(path, "en"), Side(path, "de")))
     assert time.monotonic() - began < 10
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moec_fairseq.data.text import lines, normalise_space, parallel_lines
+from moec_fairseq.data.text import lines, normalise_space
 from moec_fairseq.util.files import whole_texts
 
 
@@ -43,14 +43,6 @@ def test_missing_and_empty_files(tmp_path: Path, content: bytes | None, message:
         file.write_bytes(content)
     with pytest.raises(ValueError, match=message):
         list(lines(file))
-
-
-@pytest.mark.parametrize(("source", "target", "counts"), [("a\nb\nc\n", "A\n", (3, 1)), ("a\n", "A\nB", (1, 2))])
-def test_unequal_line_counts_are_both_said(tmp_path: Path, source: str, target: str, counts: tuple[int, int]) -> None:
-    (tmp_path / "t.en").write_text(source)
-    (tmp_path / "t.de").write_text(target)
-    with pytest.raises(ValueError, match=rf"t\.en has {counts[0]} lines, but .*t\.de has {counts[1]}"):
-        list(parallel_lines(tmp_path / "t.en", tmp_path / "t.de"))
 
 
 def test_an_interrupted_file_leaves_the_old_one(tmp_path: Path) -> None:

@@ -75,8 +75,19 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def own(text: Path, work: Path, updates: int) -> list[str | Path]:
-    prefixes = [x for name in ("train", "valid", "test") for x in (f"--{name}-prefix", text / name)]
-    return [*prefixes, "--target", TARGET, "--max-update", str(updates), "--work-dir", work]
+    prefixes = [x for name in ("train", "valid") for x in (f"--{name}-prefix", text / name)]
+    return [
+        *prefixes,
+        "--test",
+        text / "test.en",
+        text / f"test.{TARGET}",
+        "--target",
+        TARGET,
+        "--max-update",
+        str(updates),
+        "--work-dir",
+        work,
+    ]
 
 
 def interrupt_when(process: subprocess.Popen[str], condition: Path) -> None:
@@ -145,7 +156,7 @@ def test_interrupted_and_started_again_it_goes_on_and_finishes(text: Path, tmp_p
         (["--model", "giant"], ["giant", "moec", "moec-nodropout", "moe", "dense"]),
         (["--max-update", "0"], ["--max-update", "0"]),
         (["--seed", "one"], ["--seed", "one"]),
-        (["--source", "fr"], ["fr", "--train-prefix"]),
+        (["--source", "fr"], ["fr", "--train"]),
         (["--valid-prefix", "x"], ["--train-prefix"]),
         (["--train-prefix", "/nowhere/text"], ["/nowhere/text.en", "no such file"]),
     ],
@@ -168,7 +179,7 @@ def test_compressed_text_that_cannot_be_read_is_explained_in_one_line(tmp_path: 
     (tmp_path / "train.de").rename(tmp_path / "train.de.zst")
     (tmp_path / "train.de.zst").write_bytes(b"\x28\xb5\x2f\xfd\x04\x58")
     line = only_line(quickstart("--train-prefix", tmp_path / "train", "--work-dir", tmp_path / "work"))
-    assert "train.de.zst is a file compressed by zstd" in line and "iconv" not in line
+    assert "train.de.zst is broken" in line and "iconv" not in line
 
 
 def test_two_at_once_do_a_step_one_after_the_other(text: Path, tmp_path: Path) -> None:
