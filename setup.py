@@ -34,6 +34,7 @@ setup(
         "matplotlib>=3.6",
         "polib>=1.2",
         "pyyaml>=5.4",
+        "regex>=2022.1.18",
         "sacrebleu>=2.3",
         "sacremoses>=0.1",
         "scikit-learn>=1.0",
