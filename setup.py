@@ -45,6 +45,7 @@ setup(
         "tqdm>=4.60",
     ],
     extras_require={
+        "comet": ["unbabel-comet>=2.2"],
         "dev": [
             "hypothesis>=6",
             "mypy>=1.8",

@@ -160,8 +160,8 @@ def _text(add: Add) -> None:
 def _evaluate(add: Add) -> None:
     """From the checkpoints of a training to scores that others can compare: merges, averages, translates, scores.
 
-    Shows BLEU, chrF and TER of sacreBLEU, and BLEU of tokenised text, also with compounds split (as papers on German
-    report it), each with its signature; a model of many languages is scored in each of them. Of a model that was
+    Shows BLEU, chrF, chrF++ and TER of sacreBLEU, and BLEU of tokenised text, also with compounds split (as papers on
+    German report it), each with its signature; a model of many languages is scored in each of them. Of a model that was
     fine-tuned for a task of GLUE, it writes the predictions as GLUE's site takes them, and shows the scores; then only
     the options that choose the model, --data, --max-tokens, --cpu, --table, --name and --out apply. Finished steps are
     skipped when the command is given again.
@@ -189,6 +189,14 @@ def _evaluate(add: Add) -> None:
         help="how binary data of others is segmented (default: judged by its dictionary)",
     )  # fmt: skip
     _search(add)
+    add(
+        "--metrics", default="bleu,chrf,chrf++,ter", metavar="LIST",
+        help="scores, of bleu, chrf, chrf++, ter, spbleu and comet (default: bleu,chrf,chrf++,ter)",
+    )  # fmt: skip
+    add(
+        "--comet-model", default="Unbabel/wmt22-comet-da", metavar="NAME",
+        help="of comet, or a file .ckpt (default: Unbabel/wmt22-comet-da)",
+    )  # fmt: skip
     add(
         "--against", type=Path, metavar="FILE", help="translations of another system: confidence intervals and p values"
     )
