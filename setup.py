@@ -46,9 +46,11 @@ setup(
     ],
     extras_require={
         "comet": ["unbabel-comet>=2.2"],
+        "identify-language": ['py3langid>=0.4; python_version >= "3.11"'],  # wants NumPy 2
         "dev": [
             "hypothesis>=6",
             "mypy>=1.8",
+            'py3langid>=0.4; python_version >= "3.11"',
             "pytest>=7",
             "pytest-xdist>=3.2",
             "ruff>=0.5",

@@ -30,7 +30,7 @@ def language_of(code: str) -> str:
     return _TWO_LETTERS.get(language, language)
 
 
-def character_coverage(codes: Iterable[str]) -> float:
+def default_coverage(codes: Iterable[str]) -> float:
     """Return which share of the characters of text in these languages sentencepiece is to learn, as it recommends."""
     return 1.0 if _MANY_CHARACTERS.isdisjoint(map(language_of, codes)) else 0.9995
 

@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from moec_fairseq.data.cleaning import Pair, first_broken_rule, normalise, placeholders, tidy
-from moec_fairseq.data.languages import character_coverage
+from moec_fairseq.data.languages import default_coverage
 from moec_fairseq.data.scripts import bare, length, letters, spaced
 from moec_fairseq.data.splits import fingerprint
 from moec_fairseq.data.text import normalise_space
@@ -151,4 +151,4 @@ def test_punctuation_of_a_script(text, expected):
     (("en", "th", "hi"), 1.0),
 ])  # fmt: skip
 def test_the_coverage_of_characters(codes, share):
-    assert character_coverage(codes) == share
+    assert default_coverage(codes) == share
