@@ -99,3 +99,26 @@ def test_from_text_to_scores(language, here, tmp_path, monkeypatch, capsys):
     assert f"|tok:{TOKENIZERS[language]}|" in signatures["BLEU"] and "|nw:2|" in signatures["chrF++"]
     tables = {"13a": {"TER", "BLEU, tokenised", "BLEU, compounds split"}, "zh": {"TER"}, "char": set()}
     assert set(signatures) == {"BLEU", "chrF", "chrF++"} | tables[TOKENIZERS[language]]
+
+
+@pytest.mark.parametrize("options, asked", [
+    (["--target", "zh", "--character-coverage", "0.99"], 0.99),
+    (["--target", "ja", "--character-coverage", "1"], 1.0),
+    (["--targets", "de,ko"], 0.9995),
+    (["--source", "zh_CN", "--target", "th"], 0.9995),
+    (["--targets", "th,hi"], 1.0),
+])  # fmt: skip
+def test_the_coverage_of_characters_that_was_given_wins(options, asked, here, tmp_path):
+    for language in ("en", "zh_CN", "zh", "ja", "de", "ko", "th", "hi"):
+        for split in ("train", "valid", "test"):
+            (tmp_path / f"{split}.{language}").write_text("a b c\n")
+    prefixes = [word for split in ("train", "valid", "test") for word in (f"--{split}-prefix", split)]
+    with pytest.raises(ValueError, match="vocabulary size 4 is too small: .*; give more, or auto, or a smaller --char"):
+        run(["prepare", *prefixes, *options, "--vocab-size", 4, "--workers", 1, "--out", "data"])
+    assert here == [asked]
+
+
+def test_a_size_that_is_none(capsys):
+    with pytest.raises(SystemExit):
+        run(["prepare", "--train-prefix", "x", "--vocab-size", "some"])
+    assert "--vocab-size: 'some' is neither a whole number nor auto" in capsys.readouterr().err
