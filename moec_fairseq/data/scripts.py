@@ -13,6 +13,7 @@ _SIGNS = rf"[[{_CLASSES}]&&[\p{{Mn}}\p{{Mc}}]--\p{{Default_Ignorable_Code_Point}
 _SIGN = regex.compile(_SIGNS, regex.VERSION1)
 _NO_LETTERS = regex.compile(rf"[^\p{{L}}{_SIGNS}]+", regex.VERSION1)
 _HAN = regex.compile(r"\p{Han}")
+_HANGUL = regex.compile(r"\p{Hangul}")
 _EAST_ASIAN = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}]")
 _ARABIC = regex.compile(r"\p{Arabic}")
 _RIGHT_TO_LEFT = regex.compile(r"[\p{Bidi_Class=R}\p{Bidi_Class=AL}--\p{Cf}]", regex.VERSION1)
@@ -28,8 +29,13 @@ def bare(text: str) -> str:
 
 
 def length(text: str) -> int:
-    """Return how many letters of an alphabet ``text`` is long: marks count with their letters, a Han character as 3."""
-    return len(text) if text.isascii() else len(bare(text)) + 2 * len(_HAN.findall(text))
+    """Return how many letters of an alphabet ``text`` is long.
+
+    Marks count with their letters, a Chinese character as three letters, and one of Hangul, a syllable, as two.
+    """
+    if text.isascii():
+        return len(text)
+    return len(bare(text)) + 2 * len(_HAN.findall(text)) + len(_HANGUL.findall(text))
 
 
 def spaced(text: str) -> str:

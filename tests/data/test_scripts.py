@@ -53,8 +53,8 @@ def test_nothing_of_a_script_is_lost(text):
 def test_marks_and_joiners_count_with_their_letters(text):
     joined = text.replace(" ", "")
     assert all(char.isalpha() for char in bare(joined))
-    han = sum("一" <= char <= "鿿" for char in joined)
-    assert length(text) == len(bare(text)) + 2 * han <= len(text) + 2 * han
+    wide = sum(2 * ("一" <= char <= "鿿") + ("가" <= char <= "힣") for char in joined)
+    assert length(text) == len(bare(text)) + wide
     assert first_broken_rule(Pair("x" * length(text) + " x", text)) is None
 
 
@@ -121,7 +121,7 @@ def test_words_where_there_are_no_blanks(text, count):
 
 @pytest.mark.parametrize("target, rule", [
     ("房" * 80, None), ("房" * 81, "more than 80 tokens"), ("ก" * 320, None), ("ก" * 321, "more than 80 tokens"),
-    ("房" * 12, None), ("房" * 9, "length ratio above 3"),
+    ("房" * 12, None), ("房" * 11, "length ratio above 3"), ("가" * 18, None), ("가" * 17, "length ratio above 3"),
 ])  # fmt: skip
 def test_length_where_there_are_no_blanks(target, rule):
     source = "x x " + "y" * (100 if len(target) < 100 else 300)
