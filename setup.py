@@ -35,6 +35,7 @@ setup(
         "matplotlib>=3.6",
         "polib>=1.2",
         "pyyaml>=5.4",
+        "regex>=2022.1.18",
         "sacrebleu>=2.3",
         "sacremoses>=0.1",
         "scikit-learn>=1.0",
@@ -45,11 +46,14 @@ setup(
         "tqdm>=4.60",
     ],
     extras_require={
-        "parquet": ["pyarrow>=12"],
+        "comet": ["unbabel-comet>=2.2"],
+        "identify-language": ['py3langid>=0.4; python_version >= "3.11"'],  # wants NumPy 2
         "mtdata": ["mtdata>=0.5"],
+        "parquet": ["pyarrow>=12"],
         "dev": [
             "hypothesis>=6",
             "mypy>=1.8",
+            'py3langid>=0.4; python_version >= "3.11"',
             "pyarrow>=12",
             "pytest>=7",
             "pytest-xdist>=3.2",

@@ -51,6 +51,13 @@ def _own_text(add: Add) -> None:
     add("--tier", choices=TIERS, default="full", help="quickstart, small: 76 MB to fetch, not 182 (default: full)")
 
 
+def _size(text: str) -> int | None:
+    try:
+        return None if text == "auto" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number nor auto") from None
+
+
 def _prepare(add: Add) -> None:
     """Makes fairseq's binary data of a corpus: downloads, cleans, segments, binarises.
 
@@ -81,9 +88,15 @@ def _prepare(add: Add) -> None:
     )  # fmt: skip
     add("--out", type=Path, metavar="DIR", help="all results (default: CORPUS-SOURCE-TARGET, own-text or glue-TASK)")
     add("--workers", type=int, default=2, metavar="N", help="processes (default: 2)")
-    add("--vocab-size", type=int, default=32_000, metavar="N", help="most joint subwords (default: 32000)")
+    add(
+        "--vocab-size", type=_size, default=32_000, metavar="N",
+        help="most joint subwords (default: 32000), or auto: as many as suit a small text",
+    )  # fmt: skip
     add("--model-type", choices=MODEL_TYPES, default="bpe", help="of sentencepiece (default: bpe)")
-    add("--character-coverage", type=float, default=1.0, metavar="SHARE", help="of characters (default: 1.0)")
+    add(
+        "--character-coverage", type=float, metavar="SHARE",
+        help="of characters that get subwords (default: 0.9995 for Chinese, Japanese and Korean, else 1.0)",
+    )  # fmt: skip
     add(
         "--gpt2-bpe", type=Path, metavar="DIR",
         help="--train-text: segment with encoder.json and vocab.bpe of DIR instead; dict.txt is used if it is there",
@@ -98,6 +111,10 @@ def _prepare(add: Add) -> None:
     add(
         "--max-ratio", type=float, metavar="R",
         help="drop pairs with one side more than R times as long as the other (default: 1.5 for recipes)",
+    )  # fmt: skip
+    add(
+        "--identify-language", action="store_true",
+        help="drop pairs that are surely in other languages, with the package py3langid",
     )  # fmt: skip
     add("--distinct", action="store_true", help="recipes: drop repeated training pairs")
     add("--recipes", type=Path, default=ROOT / "data", help=argparse.SUPPRESS)
@@ -167,8 +184,8 @@ def _text(add: Add) -> None:
 def _evaluate(add: Add) -> None:
     """From the checkpoints of a training to scores that others can compare: merges, averages, translates, scores.
 
-    Shows BLEU, chrF and TER of sacreBLEU, and BLEU of tokenised text, also with compounds split (as papers on German
-    report it), each with its signature; a model of many languages is scored in each of them. Of a model that was
+    Shows BLEU, chrF, chrF++ and TER of sacreBLEU, and BLEU of tokenised text, also with compounds split (as papers on
+    German report it), each with its signature; a model of many languages is scored in each of them. Of a model that was
     fine-tuned for a task of GLUE, it writes the predictions as GLUE's site takes them, and shows the scores; then only
     the options that choose the model, --data, --max-tokens, --cpu, --table, --name and --out apply. Finished steps are
     skipped when the command is given again.
@@ -196,6 +213,14 @@ def _evaluate(add: Add) -> None:
         help="how binary data of others is segmented (default: judged by its dictionary)",
     )  # fmt: skip
     _search(add)
+    add(
+        "--metrics", default="bleu,chrf,chrf++,ter", metavar="LIST",
+        help="scores, of bleu, chrf, chrf++, ter, spbleu and comet (default: bleu,chrf,chrf++,ter)",
+    )  # fmt: skip
+    add(
+        "--comet-model", default="Unbabel/wmt22-comet-da", metavar="NAME",
+        help="of comet, or a file .ckpt (default: Unbabel/wmt22-comet-da)",
+    )  # fmt: skip
     add(
         "--against", type=Path, metavar="FILE", help="translations of another system: confidence intervals and p values"
     )

@@ -10,6 +10,7 @@ import torch
 from moec_fairseq.__main__ import ROOT, run
 from moec_fairseq.data.multilingual import read_languages
 from moec_fairseq.data.pipeline import QUICKSTART
+from moec_fairseq.evaluate.scores import metrics
 from moec_fairseq.launch.configuration import quoted
 from moec_fairseq.launch.once import train_once
 from moec_fairseq.util.progress import Headlines
@@ -56,6 +57,8 @@ def quickstart(
         if value < 1:
             raise ValueError(f"{option} is {value}, but must be a whole number from 1")
     one = several.one if several else source or "en"
+    for language in [one] if sources else many:
+        metrics(language, tokenized=False)  # says what is missing before the training, not after it
     languages = [*many, one] if sources else [one, *many]
     work = (work_dir or ROOT / "-".join(["quickstart", *(["own"] if own else []), *languages])).absolute()
     results = work / f"{model}-seed{seed}"

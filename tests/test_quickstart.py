@@ -90,6 +90,14 @@ def test_each_choice_of_languages_has_its_folder_and_vocabulary(words, options, 
     assert done[done.index("--out") + 1 :] == [str(ROOT / folder), "--vocab-size", str(2000 * languages)]
 
 
+@pytest.mark.parametrize("words", [["--target", "ja"], ["--targets", "de,ja"]])
+def test_what_scores_need_is_said_first(words, monkeypatch, capsys):
+    monkeypatch.setattr("sacrebleu.tokenizers.tokenizer_ja_mecab.MeCab", None)
+    monkeypatch.setattr(quickstart, "run", None)
+    code, said = moec(monkeypatch, capsys, "quickstart", "--train-prefix", "x", *words)
+    assert code == 1 and said.err.endswith('; pip install "sacrebleu[ja]" gets it\n')
+
+
 @pytest.mark.parametrize("words, sentence", [
     (["--targets", "de,tlh"], "there are no messages in tlh; choose of de, fr, es, nl, or give --train FILE"),
     (["--targets", "de"], "--targets is de; give two languages or more, such as de,fr, or use --target"),

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from moec_fairseq.data.scripts import bare, is_arabic, is_east_asian, length, spaced
 from moec_fairseq.data.text import normalise_space, without_invisible
 
-# One way to write each punctuation mark, as Moses' normalize-punctuation has it; spaces stay where they are.
+# One way to write each punctuation mark, as Moses' normalize-punctuation has it; spaces stay where they are. It is made
+# for Europe: elsewhere some of these marks are the only right ones, and references have them.
 _PUNCTUATION = str.maketrans(
     {
         **dict.fromkeys("„“”«»〝〞", '"'),
@@ -27,15 +29,19 @@ _PUNCTUATION = str.maketrans(
         "％": "%",
     }
 )
+_PUNCTUATION_BUT_ARABIC = {mark: written for mark, written in _PUNCTUATION.items() if chr(mark) != "،"}
 _MARKED = re.compile(f"[{''.join(map(chr, _PUNCTUATION))}]")
 
 
 def normalise(text: str) -> str:
-    """Return ``text`` composed (Unicode NFC), on one line, with one way to write each punctuation mark."""
+    """Return ``text`` composed (Unicode NFC), on one line, with one way to write each punctuation mark.
+
+    Text with Chinese characters or kana keeps its punctuation, and Arabic text its comma.
+    """
     if not text.isascii():
         text = unicodedata.normalize("NFC", without_invisible(text))  # which would keep letters and accents apart
-    if _MARKED.search(text):
-        text = text.translate(_PUNCTUATION)
+    if _MARKED.search(text) and not is_east_asian(text):
+        text = text.translate(_PUNCTUATION_BUT_ARABIC if is_arabic(text) else _PUNCTUATION)
     return normalise_space(text)
 
 
@@ -68,7 +74,7 @@ PLACEHOLDER = re.compile(
     r"""
     %\(\w+\)[-#0+]*\d*(?:\.\d+)?[a-zA-Z]            # %(name)s  %(price).2f
     | (?<!\d)%(?:\d+\$)?[-#0+]*\d*(?:\.\d+)?[sdifgrxXc]  # %s  %d  %1$s  %.2f
-    | (?<!\d)%[1-9]\b                               # %1 (Qt)
+    | (?<!\d)%[1-9](?![0-9A-Za-z_])                 # %1 (Qt)
     | \$?\{\{?[^{}]*\}\}?                           # {}  {0}  {name!r}  {{ name }}  ${name}
     """,
     re.VERBOSE,
@@ -137,9 +143,9 @@ def placeholders_differ(pair: Pair) -> bool:
 def lengths_differ(pair: Pair) -> bool:
     """Tell whether a side is more than MAX_LENGTH_RATIO times as long as the other.
 
-    Lengths are in characters: a good German translation of four words may well be one word.
+    Lengths are in letters: a good German translation of four words may well be one word, and Chinese has no blanks.
     """
-    shorter, longer = sorted(map(len, pair.sides))
+    shorter, longer = sorted(map(length, pair.sides))
     return longer > MAX_LENGTH_RATIO * shorter
 
 
@@ -148,12 +154,16 @@ def _either(pattern: re.Pattern[str], pair: Pair) -> bool:
 
 
 def _share_of_letters(text: str) -> float:
-    visible = "".join(without_placeholders(text).split())
+    visible = "".join(bare(without_placeholders(text)).split())
     return sum(map(str.isalpha, visible)) / max(len(visible), 1)
 
 
 def _words(text: str) -> int:
-    return len(_WORD.findall(without_placeholders(text)))
+    return len(_WORD.findall(spaced(without_placeholders(text))))
+
+
+def _tokens(text: str) -> int:
+    return len(spaced(text).split())
 
 
 RULES = (
@@ -164,7 +174,7 @@ RULES = (
     Rule("url", partial(_either, _URL)),
     Rule("placeholders differ", placeholders_differ),
     Rule(f"fewer than {MIN_WORDS} words", lambda pair: _words(pair.source) < MIN_WORDS),
-    Rule(f"more than {MAX_TOKENS} tokens", lambda pair: max(len(side.split()) for side in pair.sides) > MAX_TOKENS),
+    Rule(f"more than {MAX_TOKENS} tokens", lambda pair: max(map(_tokens, pair.sides)) > MAX_TOKENS),
     Rule(f"length ratio above {MAX_LENGTH_RATIO}", lengths_differ),
     Rule(f"less than {MIN_LETTERS:.0%} letters", lambda pair: min(map(_share_of_letters, pair.sides)) < MIN_LETTERS),
 )

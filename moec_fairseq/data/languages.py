@@ -2,9 +2,17 @@
 
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 SPLITS = ("train", "valid", "test")
+# languages that have no blanks between words
+WITHOUT_BLANKS = frozenset(("zh", "yue", "wuu", "lzh", "ja", "th", "lo", "km", "my", "bo", "dz"))
+# languages with thousands of characters, some of them too rare to be learned
+_MANY_CHARACTERS = frozenset(("zh", "yue", "wuu", "lzh", "ja", "ko"))
+_TWO_LETTERS = {
+    "zho": "zh", "cmn": "zh", "jpn": "ja", "kor": "ko", "tha": "th", "lao": "lo", "khm": "km", "mya": "my",
+}  # fmt: skip
 
 
 def check_languages(source: str, target: str) -> None:
@@ -19,7 +27,12 @@ def check_languages(source: str, target: str) -> None:
 def language_of(code: str) -> str:
     """Return the two letters by which sacreBLEU and Moses know a language, such as zh for zh_CN and zho_Hans."""
     language = re.split("[-_]", code)[0].lower()
-    return {"zho": "zh", "jpn": "ja", "kor": "ko"}.get(language, language)
+    return _TWO_LETTERS.get(language, language)
+
+
+def default_coverage(codes: Iterable[str]) -> float:
+    """Return which share of the characters of text in these languages sentencepiece is to learn, as it recommends."""
+    return 1.0 if _MANY_CHARACTERS.isdisjoint(map(language_of, codes)) else 0.9995
 
 
 def same_language(one: str, other: str) -> bool:

@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from moec_fairseq.data.documents import document_paths, write_documents
 from moec_fairseq.data.examples import ORDER, raw_files, read_examples, read_sentences, write_examples
 from moec_fairseq.data.glue import GlueTask, find_task
 from moec_fairseq.data.gpt2_bpe import GPT2_BPE, check_gpt2
-from moec_fairseq.data.languages import SPLITS, check_languages, parallel_paths
+from moec_fairseq.data.identification import OTHER, drop_other_languages, names_of
+from moec_fairseq.data.languages import SPLITS, check_languages, default_coverage, parallel_paths
 from moec_fairseq.data.messages import Pin, fetch, read_pins, write_messages
 from moec_fairseq.data.multilingual import MANY, Languages, check_temperature, read_languages, write_together
 from moec_fairseq.data.places import Part, located
@@ -131,16 +132,28 @@ def _states(parts: Sequence[Part]) -> list[Any]:
     ]
 
 
-def _messages_of_many(several: Languages, tier: str, temperature: float) -> Corpus:
+def _identified(corpus: Corpus) -> Corpus:
+    """Return the corpus without pairs in other languages."""
+    languages = corpus.source, corpus.target
+    for language in languages:
+        names_of(language)  # says what is missing before anything is downloaded
+
+    def write(raw: Path, out: Path, pool: Executor, ahead: int) -> Counter[str]:
+        return drop_other_languages(out, *languages, corpus.write(raw, out, pool, ahead), pool, ahead)
+
+    return replace(corpus, write=write, settings=[corpus.settings, OTHER])
+
+
+def _messages_of_many(several: Languages, tier: str, temperature: float, identify: bool) -> Corpus:
     pins = _pins("target" if several.source == MANY else "source", several.one, tier)
 
     def write(raw: Path, out: Path) -> dict[str, Counter[str]]:
         return write_messages(fetch(pins, raw), several.one, {language: out / language for language in several.many})
 
-    return _of_many(QUICKSTART, several, temperature, write, [pin.requirement for pin in pins])
+    return _of_many(QUICKSTART, several, temperature, write, [pin.requirement for pin in pins], identify)
 
 
-def _own_of_many(parts_of: dict[str, list[Part]], several: Languages, temperature: float) -> Corpus:
+def _own_of_many(parts_of: dict[str, list[Part]], several: Languages, temperature: float, identify: bool) -> Corpus:
     parts = [(language, part) for language, parts in parts_of.items() for part in parts]
     alone = [part for _, part in parts]
 
@@ -156,7 +169,7 @@ def _own_of_many(parts_of: dict[str, list[Part]], several: Languages, temperatur
                 for language, splits in sides.items()
             }
 
-    return _of_many("own", several, temperature, write, _states(alone))
+    return _of_many("own", several, temperature, write, _states(alone), identify)
 
 
 def _of_many(
@@ -165,13 +178,28 @@ def _of_many(
     temperature: float,
     write: Callable[[Path, Path], Mapping[str, Counter[str]]],
     settings: Any,
+    identify: bool,
 ) -> Corpus:
     """Return a corpus whose pairs ``write`` writes, given raw files and the folder for one of each language."""
+    if identify:
+        settings = [settings, OTHER]
+        for language in (several.one, *several.many):
+            names_of(language)
+
+    def write_all(raw: Path, out: Path, pool: Executor, ahead: int) -> Counter[str]:
+        counts = write(raw, out)
+        if identify:
+            counts = {
+                language: drop_other_languages(out / language, *several.direction(language), count, pool, ahead)
+                for language, count in counts.items()
+            }
+        return write_together(several, temperature, out, counts)
+
     return Corpus(
         name,
         several.source,
         several.target,
-        lambda raw, out, *_: write_together(several, temperature, out, write(raw, out)),
+        write_all,
         [settings, asdict(several), temperature],
         texts=(*SPLITS, *several.parts),
         several=several,
@@ -190,6 +218,7 @@ def choose_corpus(
     sources: str | None,
     targets: str | None,
     sampling_temperature: float,
+    identify_language: bool = False,
 ) -> Corpus:
     """Return a recipe's corpus, the quickstart's, or the user's own text.
 
@@ -204,20 +233,22 @@ def choose_corpus(
     if corpus not in (None, QUICKSTART) and not given:
         if several:
             raise ValueError("--sources and --targets are for quickstart and your own text; a recipe has a single pair")
-        return _published(find_yaml("recipe", str(corpus), recipes), source, target, distinct)
+        read = _published(find_yaml("recipe", str(corpus), recipes), source, target, distinct)
+        return _identified(read) if identify_language else read
     languages = source or "en", target or "de"
     if several is None:
         check_languages(*languages)
     if "train" in given and corpus is None:
         if several is None:
-            return _own(own_parts(prefixes, files, *languages), *languages)
+            own = _own(own_parts(prefixes, files, *languages), *languages)
+            return _identified(own) if identify_language else own
         if two := [split for split in SPLITS if len(files.get(split) or ()) > 1]:
             raise ValueError(
                 f"--{two[0]} names several files, but for --sources and --targets one file must hold all languages; or "
                 f"give --{two[0]}-prefix"
             )
         parts_of = {language: own_parts(prefixes, files, several.one, language) for language in several.many}
-        return _own_of_many(parts_of, several, sampling_temperature)
+        return _own_of_many(parts_of, several, sampling_temperature, identify_language)
     if given:
         options = " and ".join(
             f"--{split}{'-prefix' if prefixes.get(split) else ''}" for split in SPLITS if split in given
@@ -226,7 +257,10 @@ def choose_corpus(
     if corpus is None:
         ways = "a recipe of data/, quickstart, --train, --train-prefix, --train-text or glue/TASK"
         raise ValueError(f"nothing to prepare was given; give {ways}")
-    return _messages_of_many(several, tier, sampling_temperature) if several else _messages(*languages, tier)
+    if several:
+        return _messages_of_many(several, tier, sampling_temperature, identify_language)
+    messages = _messages(*languages, tier)
+    return _identified(messages) if identify_language else messages
 
 
 def prepare(corpus: str | None, **options: Any) -> None:
@@ -262,15 +296,16 @@ def prepare_pairs(
     valid_prefix: str | None,
     test_prefix: str | None,
     tier: str,
-    vocab_size: int,
+    vocab_size: int | None,
     model_type: str,
-    character_coverage: float,
+    character_coverage: float | None,
     max_length: int | None,
     max_ratio: float | None,
     distinct: bool,
     sources: str | None,
     targets: str | None,
     sampling_temperature: float,
+    identify_language: bool,
 ) -> None:
     """Make data for translation.
 
@@ -280,11 +315,15 @@ def prepare_pairs(
     _check_workers(workers)
     prefixes = {"train": train_prefix, "valid": valid_prefix, "test": test_prefix}
     files = {"train": train, "valid": valid, "test": test}
-    several = sources, targets, sampling_temperature
-    chosen = choose_corpus(corpus, recipes, source, target, prefixes, files, tier, distinct, *several)
+    chosen = choose_corpus(
+        corpus, recipes, source, target, prefixes, files, tier, distinct, sources, targets, sampling_temperature,
+        identify_language,
+    )  # fmt: skip
     check_sizes(vocab_size, character_coverage)
     limits = _limits(max_length, max_ratio, chosen.limits)
     languages = chosen.source, chosen.target
+    spoken = (chosen.several.one, *chosen.several.many) if chosen.several else languages
+    coverage = default_coverage(spoken) if character_coverage is None else character_coverage
     out = out or Path(f"{chosen.name}-{'-'.join(languages)}")
     text, subwords, model = out / "text", out / "subwords", out / SENTENCEPIECE
     raw = raw_dir or out / "raw"
@@ -308,9 +347,9 @@ def prepare_pairs(
         tags = chosen.several.tags if chosen.several else ()
         stages.do(
             "subword-model",
-            [vocab_size, model_type, character_coverage],
+            [vocab_size, model_type, coverage],
             lambda: train_model(
-                parallel_paths(text, "train", *languages), vocab_size, model_type, character_coverage, model, tags
+                parallel_paths(text, "train", *languages), vocab_size, model_type, coverage, model, tags
             ),
             [model],
         )
@@ -347,9 +386,9 @@ def prepare_text(
     test_text: Path | None,
     out: Path | None,
     workers: int,
-    vocab_size: int,
+    vocab_size: int | None,
     model_type: str,
-    character_coverage: float,
+    character_coverage: float | None,
     gpt2_bpe: Path | None,
     tokens_per_sample: int,
 ) -> None:
@@ -364,6 +403,7 @@ def prepare_text(
     if tokens_per_sample < 3:  # <s>, a subword, </s>
         raise ValueError(f"--tokens-per-sample is {tokens_per_sample}, but must be 3 or more")
     check_sizes(vocab_size, character_coverage)
+    coverage = 1.0 if character_coverage is None else character_coverage
     given = {"train": train_text, "valid": valid_text, "test": test_text}
     files = {split: found_as(path) for split, path in given.items() if path}
     for path in files.values():
@@ -394,8 +434,8 @@ def prepare_text(
         else:
             stages.do(
                 "subword-model",
-                [vocab_size, model_type, character_coverage],
-                lambda: train_model([text / "train.txt"], vocab_size, model_type, character_coverage, model),
+                [vocab_size, model_type, coverage],
+                lambda: train_model([text / "train.txt"], vocab_size, model_type, coverage, model),
                 [model],
             )
         lines = {split: raw_lines(path) for split, path in document_paths(text).items()}

@@ -7,7 +7,6 @@ together, in every run, in every corpus and for every target language.
 
 import hashlib
 import sys
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from moec_fairseq.data.cleaning import Pair, without_placeholders
 from moec_fairseq.data.compressed import found_as
 from moec_fairseq.data.languages import SPLITS, parallel_paths
 from moec_fairseq.data.places import Part, Place, check_sides, own_place
+from moec_fairseq.data.scripts import letters
 from moec_fairseq.data.sentences import Side, parallel_sentences
 from moec_fairseq.data.text import check_file, normalise_space
 from moec_fairseq.util.files import whole_texts, write_json
@@ -32,8 +32,7 @@ MAX_SHARE = 0.05
 
 def normalised(text: str) -> str:
     """Return the letters of `text` in lower case, without accents or placeholders; a text without letters stays."""
-    decomposed = unicodedata.normalize("NFKD", without_placeholders(text).casefold())
-    return "".join(filter(str.isalpha, decomposed)) or text
+    return letters(without_placeholders(text).casefold()) or text
 
 
 def fingerprint(text: str) -> int:

@@ -8,8 +8,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import sentencepiece
 from tqdm import tqdm
 
@@ -23,30 +25,93 @@ from moec_fairseq.util.processes import chunks, in_order, run_fairseq
 
 MAX_TRAINING_LINES = 2_000_000  # a sample of this size says enough about subwords, and bounds the memory
 CHUNK = 5_000  # pairs that a worker gets at a time
+MOST_SUBWORDS = 32_000  # of a vocabulary whose size suits the text; then half of it, and so on
+SUITING_SHARE = 0.9  # of the subwords that occur SUITING_TIMES or more
+SUITING_TIMES = 10
 WORD_MARK = "\u2581"  # sentencepiece begins words with it
 
 
-def check_sizes(vocab_size: int, character_coverage: float) -> None:
+class TooSmallError(ValueError):
+    """A vocabulary that has no place for all characters."""
+
+
+def check_sizes(vocab_size: int | None, character_coverage: float | None) -> None:
     """Raise ValueError for what sentencepiece cannot make; says what it can."""
-    if vocab_size < 1:
-        raise ValueError(f"vocabulary size {vocab_size} is not possible; give a number from 1")
-    if not 0.9 <= character_coverage <= 1:
+    if vocab_size is not None and vocab_size < 1:
+        raise ValueError(f"vocabulary size {vocab_size} is not possible; give a number from 1, or auto")
+    if character_coverage is not None and not 0.9 <= character_coverage <= 1:
         raise ValueError(f"character coverage {character_coverage} is not possible; give a number from 0.9 to 1.0")
 
 
 def train_model(
     texts: Sequence[Path],
-    vocab_size: int,
+    vocab_size: int | None,
     model_type: str,
     character_coverage: float,
     out: Path,
     words: Sequence[str] = (),
 ) -> None:
-    """Train a sentencepiece model on all texts together, and write it to ``out``; each of ``words`` is one subword.
+    """Train a sentencepiece model on all texts together, and write it; says how many subwords it has.
+
+    Args:
+        texts: files.
+        vocab_size: most subwords. None: as many as suit the text, the largest of 32 000, 16 000, 8 000 and so on with
+            which 90 % of the subwords longer than a character occur 10 times or more in it, or the smallest that has
+            all characters. Rare ones are hardly learned (Gowda and May, 2020,
+            https://aclanthology.org/2020.findings-emnlp.352).
+        model_type: of sentencepiece.
+        character_coverage: share of the characters that get subwords.
+        out: file.
+        words: each is one subword.
 
     Raises:
-        ValueError: the text is too small for ``vocab_size``, or cannot be read.
+        TooSmallError: ``vocab_size`` is less than there are characters.
+        ValueError: the text cannot be read.
     """
+    size = vocab_size or MOST_SUBWORDS
+    model = _learned(texts, size, model_type, character_coverage, words)
+    while vocab_size is None and not _suits(model, texts):
+        size //= 2
+        while size >= _size_of(model):  # it would be the same once more
+            size //= 2
+        try:
+            model = _learned(texts, size, model_type, character_coverage, words)
+        except TooSmallError:
+            break
+    number = _size_of(model)
+    if vocab_size is None or number == vocab_size:
+        print(f"{number:,} subwords", flush=True)
+    else:
+        asked = f"not {vocab_size:,}; --vocab-size auto takes as many as suit it"
+        print(f"{number:,} subwords, all that the text has, {asked}", flush=True)
+    with whole_files([out]) as (part,):
+        part.write_bytes(model)
+
+
+def _size_of(model: bytes) -> int:
+    size: int = sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size()
+    return size
+
+
+def _suits(model: bytes, texts: Sequence[Path]) -> bool:
+    """Tell whether the subwords of a model occur often enough in the texts to be learned."""
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    size = processor.get_piece_size()
+    longer = np.array([len(processor.id_to_piece(n)) > 1 and not processor.is_control(n) for n in range(size)])
+    longer[processor.unk_id()] = False
+    counts = np.zeros(size, dtype=np.int64)
+    for chunk in chunks(chain.from_iterable(map(lines, texts)), CHUNK):
+        ids = chain.from_iterable(processor.encode(chunk, num_threads=1))
+        counts += np.bincount(np.fromiter(ids, dtype=np.int64), minlength=size)
+        if np.sum(counts[longer] >= SUITING_TIMES) >= SUITING_SHARE * np.sum(longer):
+            return True
+    return False
+
+
+def _learned(
+    texts: Sequence[Path], vocab_size: int, model_type: str, character_coverage: float, words: Sequence[str]
+) -> bytes:
+    """Return a sentencepiece model; see ``train_model``."""
     broken_off: list[BaseException] = []
     model = io.BytesIO()
     sentencepiece.set_random_generator_seed(1)
@@ -66,9 +131,8 @@ def train_model(
     except (RuntimeError, OSError) as error:
         if broken_off:  # as Ctrl-C, of which sentencepiece makes an error of its own
             raise broken_off[0] from None
-        raise ValueError(_explain(str(error), vocab_size)) from None
-    with whole_files([out]) as (part,):
-        part.write_bytes(model.getvalue())
+        raise _explained(str(error), vocab_size) from None
+    return model.getvalue()
 
 
 def _noting(lines: Iterator[str], broken_off: list[BaseException]) -> Iterator[str]:
@@ -88,10 +152,13 @@ def _with_progress(texts: Sequence[Path]) -> Iterator[str]:
     tqdm.write("learning the subwords ...")
 
 
-def _explain(error: str, vocab_size: int) -> str:
+def _explained(error: str, vocab_size: int) -> ValueError:
     if match := re.search(r"smaller than required_chars\. \d+ vs (\d+)", error):
-        return f"vocabulary size {vocab_size} is too small: its characters alone need {match[1]} subwords; give more"
-    return f"sentencepiece cannot learn {vocab_size} subwords from this text: {error}"
+        return TooSmallError(
+            f"vocabulary size {vocab_size} is too small: the characters alone need {match[1]} subwords; give more, or "
+            "auto, or a smaller --character-coverage"
+        )
+    return ValueError(f"sentencepiece cannot learn {vocab_size} subwords from this text: {error}")
 
 
 def open_model(path: Path) -> sentencepiece.SentencePieceProcessor:

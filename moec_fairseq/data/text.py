@@ -8,13 +8,15 @@ from functools import partial
 from pathlib import Path
 
 from moec_fairseq.data.compressed import open_unpacked, unpacking_command
+from moec_fairseq.data.scripts import is_right_to_left
 
 Sentence = str | None  # None: not one of a pair
 
 # Python's own white space misses some control characters, and sentencepiece writes a space as U+2581.
 _SPACE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2581]+")
 # They are invisible, and their presence makes equal sentences differ. Joiners (U+200C, U+200D) carry meaning, and stay.
-_INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u2060\ufeff]")
+_INVISIBLE = re.compile("[\u00ad\u200b\u2060\ufeff]")
+_DIRECTION = re.compile("[\u200e\u200f]")  # which only matters beside what is written from right to left
 # Most lines hold nothing of all this, and to see that takes less time than to replace every space by a space.
 _IRREGULAR = re.compile("[^\\S ]|  |[\x00-\x1f\x7f-\x9f\u2581\u00ad\u200b\u200e\u200f\u2060\ufeff]")
 
@@ -43,7 +45,8 @@ def on_one_line(text: str) -> str:
 
 def without_invisible(text: str) -> str:
     """Return `text` without characters that nobody sees, such as the soft hyphen."""
-    return _INVISIBLE.sub("", text)
+    text = _INVISIBLE.sub("", text)
+    return text if is_right_to_left(text) else _DIRECTION.sub("", text)
 
 
 def check_file(path: Path) -> None:

@@ -196,14 +196,23 @@ def data_of_directions(
     Raises:
         ValueError: there are no such data, or not for this model.
     """
-    languages = _languages_of(_find_data(data, facts)[1], facts)
+    languages = _languages_of(_find_data(first_folder(data) if data else facts.data)[1], facts)
     pairs = languages.choose(source, target) if languages else [(source, target)]
     return [DataOfModel(data, facts, *pair) for pair in pairs]
 
 
-def _find_data(data: Path | None, facts: ModelFacts) -> tuple[Path, Path | None]:
+def targets_of_data(data: Path) -> list[str]:
+    """Return the languages that models of such data translate into; none if the names of the files leave it open."""
+    binary, prepared = _find_data(first_folder(data))
+    about = about_data(prepared)
+    if "many" in about:
+        return list(about["many"]) if about["target"] == MANY else [about["target"]]
+    pairs = language_pairs(binary)
+    return [pairs[0][1]] if len(pairs) == 1 else []
+
+
+def _find_data(place: Path) -> tuple[Path, Path | None]:
     """Return binary data, and the folder of ``moec prepare`` around it, if there is one."""
-    place = first_folder(data) if data else facts.data
     around = [folder for folder in (place, place.parent) if (folder / SENTENCEPIECE).is_file()]
     prepared = around[0] if around and (around[0] == place or place.name == "binary") else None
     return (prepared / "binary" if prepared else place), prepared
@@ -251,7 +260,7 @@ class DataOfModel:
     def __init__(
         self, data: Path | None, facts: ModelFacts, source: str | None = None, target: str | None = None
     ) -> None:
-        self.binary, self.prepared = _find_data(data, facts)
+        self.binary, self.prepared = _find_data(first_folder(data) if data else facts.data)
         if not self.binary.is_dir():
             raise ValueError(f"there is no folder {self.binary}; give --data, the data that the model was trained on")
         if kind := about_data(self.prepared).get("kind"):

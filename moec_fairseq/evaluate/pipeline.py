@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from moec_fairseq.__main__ import call
 from moec_fairseq.data.text import lines, normalise_space, raw_lines
+from moec_fairseq.evaluate.comet import Comet
 from moec_fairseq.evaluate.generate import Search, generate, read_hypotheses
 from moec_fairseq.evaluate.glue import evaluate_glue
 from moec_fairseq.evaluate.model import (
@@ -22,14 +23,17 @@ from moec_fairseq.evaluate.model import (
     select,
 )
 from moec_fairseq.evaluate.scores import (
+    COMET,
     Metrics,
     Score,
     add_row,
     compare,
     comparison_table,
     direction_table,
+    has_words,
     mean_scores,
     metrics,
+    read_metrics,
     read_table,
     score,
     score_table,
@@ -101,8 +105,8 @@ def evaluate_translations(selection: Selection, options: Mapping[str, Any]) -> l
 
     Args:
         selection: the checkpoints.
-        options: of ``moec evaluate``: ``data``, ``out``, ``tokenized``, attributes of ``Wanted``, ``Search`` and
-            ``Report``.
+        options: of ``moec evaluate``: ``data``, ``out``, ``tokenized``, ``metrics``, ``comet_model``, attributes of
+            ``Wanted``, ``Search`` and ``Report``.
 
     Returns:
         what scores.json holds, for each direction; none without references.
@@ -127,7 +131,7 @@ def evaluate_translations(selection: Selection, options: Mapping[str, Any]) -> l
     place, *others = data_of_directions(options["data"], facts, wanted.source_lang, wanted.target_lang)
     if others:
         return _evaluate_each([place, *others], selection, options)
-    kinds = metrics(place.target, tokenized)
+    kinds, comet = scorers(place.target, options)
     chosen = choose(place, wanted)
     if isinstance(chosen, TextSet):
         check_lengths({chosen.name: chosen.source} | other)
@@ -145,8 +149,11 @@ def evaluate_translations(selection: Selection, options: Mapping[str, Any]) -> l
             return []
 
         scores = score(hypotheses, known.references, kinds)
-        scores |= tokenised_bleu(hypotheses, known.references, place.target, tokenized)
-        scores |= _score_of_fairseq(folder / "generate.log")
+        if "BLEU" in kinds and has_words(place.target, tokenized):
+            scores |= tokenised_bleu(hypotheses, known.references, place.target, tokenized)
+            scores |= _score_of_fairseq(folder / "generate.log")
+        if comet:
+            scores["COMET"] = comet.score(known.source, hypotheses, known.references, search.cpu)
         row = {
             "system": report.name or selection.system,
             "set": f"{known.name} {place.chosen}".rstrip(),
@@ -169,10 +176,26 @@ def evaluate_translations(selection: Selection, options: Mapping[str, Any]) -> l
         write_json(folder / "scores.json", result)
         if report.table:
             values = {key: f"{value.value:.2f}" for key, value in scores.items()}
-            add_row(report.table, row | values | {"BLEU's signature": scores["BLEU"].signature})
+            values |= {"BLEU's signature": scores["BLEU"].signature} if "BLEU" in scores else {}
+            add_row(report.table, row | values)
             print(f"a row in {report.table} and {report.table.with_suffix('.md')}")
         print(f"{folder}: translations.txt, source.txt, references*.txt, scores.json, generate.log")
     return [result]
+
+
+def scorers(target: str, options: Mapping[str, Any]) -> tuple[Metrics, Comet | None]:
+    """Return the metrics of sacreBLEU that were asked for, and COMET if it was.
+
+    Args:
+        target: language of the translations.
+        options: of ``moec evaluate``: ``metrics``, ``tokenized``, ``comet_model``.
+
+    Raises:
+        ValueError: there is no such metric, or what it needs is not installed or cannot be fetched.
+    """
+    names = read_metrics(options["metrics"])
+    kinds = metrics(target, options["tokenized"], names)
+    return kinds, Comet(options["comet_model"]) if COMET in names else None
 
 
 def _evaluate_each(

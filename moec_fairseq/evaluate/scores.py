@@ -5,6 +5,7 @@ import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,9 +17,13 @@ from sacrebleu.significance import PairedTest
 from sacremoses import MosesTokenizer
 from tabulate import tabulate
 
-from moec_fairseq.data.languages import language_of
+from moec_fairseq.data.languages import WITHOUT_BLANKS, language_of
 from moec_fairseq.util.files import alone_with, whole_texts
 
+USUAL = ("bleu", "chrf", "chrf++", "ter")
+COMET = "comet"
+METRICS = (*USUAL, "spbleu", COMET)  # as --metrics names them
+_TOKENIZERS = {**dict.fromkeys(("zh", "yue", "wuu", "lzh"), "zh"), "ja": "ja-mecab", "ko": "ko-mecab"}  # of BLEU
 TOKENISED = "BLEU, tokenised"
 COMPOUND_SPLIT = "BLEU, compounds split"
 BOOTSTRAP_SAMPLES = 1000
@@ -37,25 +42,66 @@ class Score:
     signature: str
 
 
-def metrics(target: str, tokenized: bool) -> dict[str, Callable[[], Any]]:
-    """Return sacreBLEU's metrics by name.
-
-    Args:
-        target: language of the translations, which decides how BLEU tokenises.
-        tokenized: the text is tokenised, and BLEU takes it as it is.
+def read_metrics(names: str) -> list[str]:
+    """Return what ``--metrics`` names, each once.
 
     Raises:
-        ValueError: the tokeniser for this language is not installed.
+        ValueError: there is no such metric.
     """
+    chosen = list(dict.fromkeys(names.split(",")))
+    for name in chosen:
+        if name not in METRICS:
+            raise ValueError(f"--metrics is {names}, but there is no {name or 'empty name'}; give {', '.join(METRICS)}")
+    return chosen
 
-    def bleu() -> BLEU:
-        return BLEU(tokenize="none", force=True) if tokenized else BLEU(trg_lang=language_of(target))
 
-    try:
-        bleu()
-    except (RuntimeError, ImportError) as error:
-        raise ValueError(f"sacrebleu cannot tokenise {target}: {str(error).strip()}") from error
-    return {"BLEU": bleu, "chrF": CHRF, "TER": TER}
+def has_words(target: str, tokenized: bool) -> bool:
+    """Tell whether text has blanks between words: its language has, or it is tokenised."""
+    return tokenized or language_of(target) not in WITHOUT_BLANKS
+
+
+def metrics(target: str, tokenized: bool, names: Sequence[str] = USUAL) -> dict[str, Callable[[], Any]]:
+    """Return metrics of sacreBLEU by name, as its users compute them for this language.
+
+    BLEU tokenises by language, and counts characters where sacreBLEU has no tokeniser for a language without blanks;
+    TER, which moves words, counts characters of Chinese and Japanese, and is left out for others without blanks.
+
+    Args:
+        target: language of the translations.
+        tokenized: the text is tokenised, and BLEU takes it as it is.
+        names: of ``METRICS``; COMET is none of sacreBLEU.
+
+    Raises:
+        ValueError: the tokeniser for this language is not installed or cannot be fetched, or no metric is left.
+    """
+    language = language_of(target)
+    words = has_words(target, tokenized)
+    tokenizer = "none" if tokenized else _TOKENIZERS.get(language, "13a" if words else "char")
+    made: dict[str, tuple[str, Callable[[], Any]]] = {
+        "bleu": ("BLEU", partial(BLEU, tokenize=tokenizer, force=tokenized)),
+        "chrf": ("chrF", CHRF),
+        "chrf++": ("chrF++", partial(CHRF, word_order=2)),
+        "ter": ("TER", TER if words else partial(TER, normalized=True, asian_support=True)),
+        "spbleu": ("spBLEU", partial(BLEU, tokenize="flores200")),
+    }
+    chosen = [name for name in names if name in made and (name != "ter" or words or language in _TOKENIZERS)]
+    if not chosen and COMET not in names:
+        raise ValueError(
+            f"TER counts words, but {target} has no blanks between them; give other --metrics, such as chrf"
+        )
+    for name in chosen:
+        try:
+            made[name][1]()
+        except (RuntimeError, ImportError, OSError) as error:
+            needed = (
+                f'BLEU of {target} needs a tokeniser that is not there; pip install "sacrebleu[{language}]" gets it'
+            )
+            if name == "spbleu":
+                needed = (
+                    f"sacreBLEU cannot get the subwords of spBLEU ({error}); check the network, or leave out spbleu"
+                )
+            raise ValueError(needed) from error
+    return dict(made[name] for name in chosen)
 
 
 def score(hypotheses: Sequence[str], references: References, chosen: Metrics) -> dict[str, Score]:
@@ -146,15 +192,16 @@ def compare(
 ) -> dict[str, Comparison]:
     """Compare the translations of two systems by each metric."""
     systems: list[tuple[str, Sequence[str]]] = [("other", other), ("ours", hypotheses)]
-    test = PairedTest(systems, {name: make() for name, make in chosen.items()}, references, "bs", BOOTSTRAP_SAMPLES)
-    signatures, results = test()
     comparisons = {}
-    found: dict[str, Any] = results  # of both systems, in their order
-    for name, full_name in zip(chosen, signatures, strict=True):  # such as chrF, chrF2
-        theirs, ours = (Estimate.of(result) for result in found[full_name])
+    for name, make in chosen.items():
+        # one by one, since the test knows BLEU and spBLEU by the same name
+        signatures, results = PairedTest(systems, {name: make()}, references, "bs", BOOTSTRAP_SAMPLES)()
+        ((full_name, signature),) = signatures.items()  # such as chrF2
+        found: list[Any] = results[full_name]  # of both systems, in their order
+        theirs, ours = map(Estimate.of, found)
         # sacreBLEU counts resamples that differ by more, of which there are none where nothing differs
-        p_value = 1.0 if ours == theirs else round(float(found[full_name][1].p_value), 4)
-        comparisons[name] = Comparison(ours, theirs, p_value, str(signatures[full_name]))
+        p_value = 1.0 if ours == theirs else round(float(found[1].p_value), 4)
+        comparisons[name] = Comparison(ours, theirs, p_value, str(signature))
     return comparisons
 
 
@@ -244,7 +291,7 @@ def add_row(table: Path, row: Mapping[str, str]) -> None:
     """
     with alone_with(table):
         rows = read_table(table)
-        same = [old for old in rows if all(old.get(key, "") == row.get(key, "") for key in IDENTITY)]
+        same = [old for old in rows if all(old.get(key, "") == row[key] for key in IDENTITY if key in row)]
         if same:
             same[0].update(row)
         else:

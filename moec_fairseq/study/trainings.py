@@ -19,7 +19,10 @@ from typing import Any, TextIO
 import torch
 from tqdm import tqdm
 
-from moec_fairseq.__main__ import ROOT, run
+from moec_fairseq.__main__ import ROOT, parse, run
+from moec_fairseq.data.multilingual import MANY
+from moec_fairseq.evaluate.model import OTHERWISE, targets_of_data
+from moec_fairseq.evaluate.pipeline import scorers
 from moec_fairseq.launch.configuration import check_data, check_nothing_missing, configure, quoted
 from moec_fairseq.study.grid import Cell, Study, by_key, read_study
 from moec_fairseq.study.report import write_report
@@ -77,6 +80,7 @@ def _prepare(study: Study, cell: Cell) -> bool:
     configuration = configure(find_yaml("configuration", study.config, ROOT / "configs"), overrides)
     check_nothing_missing(configuration)
     check_data(configuration)
+    _check_scores(study, configuration.values)
     leaves = {key: value for key, value in configuration.values.items() if not isinstance(value, dict)}
     del leaves["checkpoint.save_dir"]  # the folder may be moved
     settings = json.loads(json.dumps(leaves, default=str))
@@ -89,6 +93,20 @@ def _prepare(study: Study, cell: Cell) -> bool:
         return False
     cell.write(config=str(configuration.path), overrides=overrides, settings=settings, evaluate=study.evaluate)
     return True
+
+
+def _check_scores(study: Study, values: Mapping[str, Any]) -> None:
+    """Raise ValueError if what the scores of a cell need is missing, before it is trained."""
+    if study.evaluate is None or values.get("task._name") in OTHERWISE:
+        return
+    options = parse(["evaluate", "--checkpoints", "x", *study.evaluate])
+    target = options["target_lang"] or values.get("task.target_lang")
+    if target in (None, MANY):
+        targets = targets_of_data(Path(str(values.get("task.data"))))
+    else:
+        targets = [str(target)]
+    for language in targets:
+        scorers(language, options)
 
 
 def _check_same(cell: Cell, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -1,3 +1,4 @@
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -56,6 +57,47 @@ def test_a_vocabulary_that_is_too_small(data: Path) -> None:
     with pytest.raises(ValueError, match="vocabulary size 5 is too small"):
         train_model(parallel_paths(data, "train", "en", "de"), 5, "bpe", 1.0, data / "spm.model")
     assert not (data / "spm.model").exists()
+
+
+def test_a_vocabulary_that_is_too_large(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train_model(parallel_paths(data, "train", "en", "de"), 6000, "bpe", 1.0, data / "spm.model")
+    size = open_model(data / "spm.model").get_piece_size()
+    said = f"{size} subwords, all that the text has, not 6,000; --vocab-size auto takes as many as suit it\n"
+    assert capsys.readouterr().out.endswith(said)
+    train_model(parallel_paths(data, "train", "en", "de"), size, "bpe", 1.0, data / "spm.model")
+    assert capsys.readouterr().out.endswith(f"{size} subwords\n")
+
+
+def share_of_frequent_subwords(text: Path, model: Path) -> float:
+    processor = open_model(model)
+    counts = Counter(piece for line in text.read_text().splitlines() for piece in processor.encode(line, out_type=str))
+    pieces = [processor.id_to_piece(number) for number in range(3, processor.get_piece_size())]
+    longer = [piece for piece in pieces if len(piece) > 1]
+    return sum(counts[piece] >= 10 for piece in longer) / len(longer)
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+def test_a_vocabulary_that_suits_the_text(tmp_path: Path, model_type: str) -> None:
+    syllables = [f"{a}{b}" for a in "bdfgk" for b in "aeiou"]
+    words = [f"{one}{other}" for one in syllables for other in syllables]
+    text, sizes = tmp_path / "text", {}
+    for times in (3, 12):
+        text.write_text("".join(" ".join(words[n::25]) + "\n" for n in range(25) for _ in range(times)))
+        train_model([text], None, model_type, 1.0, tmp_path / "auto")
+        sizes[times] = open_model(tmp_path / "auto").get_piece_size()
+        assert share_of_frequent_subwords(text, tmp_path / "auto") >= 0.9
+        train_model([text], 2 * sizes[times], model_type, 1.0, tmp_path / "double")
+        twice = open_model(tmp_path / "double").get_piece_size()
+        assert twice == sizes[times] or share_of_frequent_subwords(text, tmp_path / "double") < 0.9
+    assert model_type == "unigram" or sizes[3] < sizes[12]  # unigram finds the parts, and no more, in both
+
+
+def test_a_text_too_small_for_any_subword_longer_than_a_character(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("der Wal, die Kuh und 23 Bären\n" * 3)
+    train_model([tmp_path / "text"], None, "bpe", 1.0, tmp_path / "spm.model")
+    characters = len(set("derWal,ieKuhn23Bär")) + 1 + 3  # and the beginning of words; <unk>, <s> and </s>
+    size = open_model(tmp_path / "spm.model").get_piece_size()
+    assert size >= characters > size / 2  # half of it would have no place for all
 
 
 @pytest.mark.parametrize("vocab_size, coverage, message", [

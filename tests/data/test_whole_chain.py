@@ -61,7 +61,7 @@ def test_from_archives_to_scores(trained):
     assert len(translations) == len(references) == 15 and not any("\u2581" in line for line in translations)
     assert references[-1] == "„F&E“ ist <5"  # as published, not normalised
     scores = json.loads((out / "scores.json").read_text())
-    assert set(scores["scores"]) == {"BLEU", "chrF", "TER", "BLEU, tokenised", "BLEU, compounds split"}
+    assert set(scores["scores"]) == {"BLEU", "chrF", "chrF++", "TER", "BLEU, tokenised", "BLEU, compounds split"}
     assert all("version:" in score["signature"] for score in scores["scores"].values())
     assert scores["checkpoints"] == [f"checkpoints/small_moec/seed1/checkpoint{n}.pt" for n in (2, 3)]
     for fact in ("experts:8", "clusters:2", "checkpoints:2", "beam:2", "seed:1"):

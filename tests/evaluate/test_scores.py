@@ -3,6 +3,7 @@ import math
 
 import pytest
 
+from moec_fairseq.data.subwords import train_model
 from moec_fairseq.evaluate.scores import (
     COMPOUND_SPLIT,
     TOKENISED,
@@ -12,6 +13,7 @@ from moec_fairseq.evaluate.scores import (
     direction_table,
     mean_scores,
     metrics,
+    read_metrics,
     read_table,
     score,
     score_table,
@@ -29,7 +31,7 @@ def scores(hypothesis, references, tokenized=False):
 
 
 def test_a_perfect_translation():
-    assert scores(SENTENCE, [[SENTENCE]]) == {"BLEU": 100.0, "chrF": 100.0, "TER": 0.0}
+    assert scores(SENTENCE, [[SENTENCE]]) == {"BLEU": 100.0, "chrF": 100.0, "chrF++": 100.0, "TER": 0.0}
 
 
 def test_one_word_of_seven_is_wrong():
@@ -52,6 +54,69 @@ def test_tokenised_text_is_taken_as_it_is():
 
 def test_the_tokeniser_of_bleu_follows_the_language():
     assert "tok:zh" in score(["你好"], [["你好"]], metrics("zh", False))["BLEU"].signature
+
+
+def test_words_count_for_chrf_plus_plus():
+    found = score(["ab cd"], [["abcd"]], metrics("de", False))  # blanks do not count for chrF
+    assert found["chrF"].value == 100.0 > found["chrF++"].value
+    assert "|nc:6|nw:0|" in found["chrF"].signature and "|nc:6|nw:2|" in found["chrF++"].signature
+
+
+# one of five words or letters is another: 4/5, 3/4, 2/3 and 1/2 of the sequences of one to four are right
+FOUR_OF_FIVE = 100 * math.prod([4 / 5, 3 / 4, 2 / 3, 1 / 2]) ** 0.25
+
+
+@pytest.mark.parametrize("language, hypothesis, reference, tokenizer", [
+    ("cs", "a b c d e", "a b c d x", "13a"), ("ar", "ا ب ت ث ج", "ا ب ت ث خ", "13a"),
+    ("hi", "क ख ग घ ङ", "क ख ग घ च", "13a"), ("ru", "а б в г д", "а б в г е", "13a"),
+    ("zh_CN", "我喜欢红色", "我喜欢红书", "zh"), ("yue", "我喜欢红色", "我喜欢红书", "zh"),
+    ("tha_Thai", "กขคงจ", "กขคงช", "char"),
+    ("km", "កខគឃង", "កខគឃច", "char"), ("lo", "ກຂຄງຈ", "ກຂຄງຊ", "char"), ("my", "ကခဂဃင", "ကခဂဃစ", "char"),
+])  # fmt: skip
+def test_bleu_by_language(language, hypothesis, reference, tokenizer):
+    found = score([hypothesis], [[reference]], metrics(language, False))
+    assert found["BLEU"].value == pytest.approx(FOUR_OF_FIVE, abs=0.005)
+    assert f"|tok:{tokenizer}|" in found["BLEU"].signature
+    assert ("TER" in found) == (tokenizer != "char")
+    if "TER" in found:
+        assert found["TER"].value == 20.0  # one edit of five
+        assert ("|norm:yes|" in found["TER"].signature) == (tokenizer == "zh")
+
+
+def test_japanese_is_cut_into_words():
+    pytest.importorskip("MeCab")
+    found = score(["私は本を読む"], [["私は本を読む"]], metrics("ja", False))
+    assert "|tok:ja-mecab" in found["BLEU"].signature and found["BLEU"].value == 100.0
+
+
+@pytest.mark.parametrize("code, module", [("ja-JP", "ja"), ("jpn_Jpan", "ja"), ("ko", "ko")])
+def test_a_tokeniser_that_is_not_installed(code, module, monkeypatch):
+    monkeypatch.setattr(f"sacrebleu.tokenizers.tokenizer_{module}_mecab.MeCab", None)
+    with pytest.raises(ValueError, match=rf'^BLEU of {code} needs .*; pip install "sacrebleu\[{module}\]" gets it$'):
+        metrics(code, False)
+    assert list(metrics(code, False, ["chrf"])) == ["chrF"] and "BLEU" in metrics(code, True)
+
+
+def test_bleu_of_subwords(tmp_path, monkeypatch):
+    monkeypatch.setattr("sacrebleu.tokenizers.tokenizer_spm.SACREBLEU_DIR", str(tmp_path))
+    with pytest.raises(ValueError, match="^sacreBLEU cannot get the subwords of spBLEU .*; check the network"):
+        with monkeypatch.context() as patch:
+            patch.setattr("urllib.request.urlopen", lambda address: open("/nowhere"))
+            metrics("th", False, ["spbleu"])
+    (tmp_path / "text").write_text("กขคงจ\n" * 9)
+    model = tmp_path / "models" / "flores200sacrebleuspm"
+    train_model([tmp_path / "text"], 10, "char", 1.0, model)
+    found = score(["กขคงจ"], [["กขคงจ"]], metrics("th", False, ["spbleu"]))
+    assert found["spBLEU"].value == 100.0 and "|tok:flores200|" in found["spBLEU"].signature
+
+
+def test_the_choice_of_metrics():
+    assert list(metrics("de", False, read_metrics("chrf++,bleu,comet,bleu"))) == ["chrF++", "BLEU"]
+    for names, wrong in (("bleu,rouge", "rouge"), ("bleu,", "empty name")):
+        with pytest.raises(ValueError, match=f"--metrics is {names}, but there is no {wrong}; give bleu, chrf, "):
+            read_metrics(names)
+    with pytest.raises(ValueError, match="TER counts words, but th has no blanks between them; give other --metrics"):
+        metrics("th", False, ["ter"])
 
 
 @pytest.mark.parametrize("text, expected", [
@@ -94,7 +159,7 @@ def test_a_system_against_itself(caplog):
     caplog.set_level(logging.ERROR)
     worse = [line.replace("old", "new") for line in REFERENCES]
     found = compare(worse, worse, [REFERENCES], CHOSEN)
-    assert list(found) == ["BLEU", "chrF"]
+    assert list(found) == ["BLEU", "chrF", "chrF++"]
     for comparison in found.values():
         assert comparison.ours == comparison.other and comparison.p_value > 0.9
         assert "bs:1000" in comparison.signature and "seed:12345" in comparison.signature
@@ -124,6 +189,13 @@ def test_a_row_takes_the_place_of_its_older_self(tmp_path):
     assert [found["BLEU"] for found in read_table(table)][-1] == "20.10"
     markdown = (tmp_path / "results.md").read_text().splitlines()
     assert len(markdown) == 7 and r"seed:1\|beam:5" in markdown[3]
+
+
+def test_a_score_that_comes_later_joins_its_row(tmp_path):
+    table = tmp_path / "results.csv"
+    add_row(table, row("dense", "20.00") | {"BLEU's signature": "tok:13a"})
+    add_row(table, {key: value for key, value in row("dense", "").items() if key != "BLEU"} | {"COMET": "80.00"})
+    assert [(found["BLEU"], found["COMET"]) for found in read_table(table)] == [("20.00", "80.00")]
 
 
 def test_cells_of_the_user_stay(tmp_path):
@@ -201,4 +273,6 @@ def test_a_table_of_directions():
     ]  # fmt: skip
     assert any(line.startswith("BLEU of en-de: ") and "|tok:13a|" in line for line in table)
     assert any(line.startswith("BLEU of en-zh: ") and "|tok:zh|" in line for line in table)
-    assert sum(line.startswith("chrF of en-de, en-zh: ") for line in table) == 1
+    for name in ("chrF", "chrF++"):
+        assert sum(line.startswith(f"{name} of en-de, en-zh: ") for line in table) == 1
+    assert "chrF++" in table[0] and "TER of en-zh" in str(table)

@@ -420,6 +420,28 @@ def test_other_options_than_before_are_refused(stub, tmp_path):
     assert len(stub) == 1
 
 
+@pytest.mark.parametrize("given, evaluate, words", [
+    (["task.target_lang=ja"], "--best", 'pip install "sacrebleu[ja]"'),
+    ([], "--best", 'pip install "sacrebleu[ko]"'),
+    (["task.target_lang=mul"], "--best", 'pip install "sacrebleu[ko]"'),
+    (["task.target_lang=mul"], "--target-lang de --metrics bleu,comet", "pip install unbabel-comet"),
+    (["task.target_lang=de"], "--metrics rouge", "there is no rouge"),
+])  # fmt: skip
+def test_what_scores_need_is_said_before_the_training(stub, tmp_path, monkeypatch, given, evaluate, words):
+    for language in ("ja", "ko"):
+        monkeypatch.setattr(f"sacrebleu.tokenizers.tokenizer_{language}_mecab.MeCab", None)
+    monkeypatch.setitem(sys.modules, "comet", None)
+    data = tmp_path / "data" / "binary"
+    data.mkdir(parents=True)
+    (data / "train.en-ko.ko.idx").touch()
+    if "task.target_lang=mul" in given:
+        (tmp_path / "data" / "spm.model").touch()
+        (tmp_path / "data" / "prepared.json").write_text('{"source": "en", "target": "mul", "many": ["de", "ko"]}')
+    with pytest.raises(ValueError) as error:
+        start(write(tmp_path, evaluate=evaluate), tmp_path / "out", f"task.data={data}", *given)
+    assert words in str(error.value) and not stub
+
+
 def test_one_that_never_came_to_a_checkpoint_may_get_other_options(stub, tmp_path):
     one = {"grid": {"method": ["moe"], "common.seed": [1]}, "picture": {"x": "method", "y": []}}
     path, out = write(tmp_path, **one), tmp_path / "out"
