@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from moec_fairseq.__main__ import ROOT, run
+from moec_fairseq.data.corpora import QUICKSTART
 from moec_fairseq.data.multilingual import read_languages
-from moec_fairseq.data.pipeline import QUICKSTART
 from moec_fairseq.evaluate.scores import metrics
 from moec_fairseq.launch.configuration import quoted
 from moec_fairseq.launch.once import train_once

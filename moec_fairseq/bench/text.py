@@ -19,13 +19,13 @@ import torch
 from moec_fairseq.bench.measure import Contender, interleave
 from moec_fairseq.bench.report import Row, Target, rows_of
 from moec_fairseq.bench.sizes import CleanSizes, TextSizes
-from moec_fairseq.data.archives import Archive
 from moec_fairseq.data.cleaning import Limits
+from moec_fairseq.data.formats.archives import Archive
+from moec_fairseq.data.formats.places import Part, Place
+from moec_fairseq.data.formats.sentences import Side
 from moec_fairseq.data.languages import SPLITS, parallel_paths
-from moec_fairseq.data.places import Part, Place
 from moec_fairseq.data.published import write_texts
 from moec_fairseq.data.recipes import Recipe
-from moec_fairseq.data.sentences import Side
 from moec_fairseq.data.splits import write_own
 from moec_fairseq.data.subwords import segment, train_model
 from moec_fairseq.util.processes import start_workers

@@ -7,8 +7,8 @@ OPUS (https://opus.nlpl.eu) has a zip archive of two aligned files for each pair
 import re
 from typing import Any
 
-from moec_fairseq.data.archives import Archive
-from moec_fairseq.data.places import Place
+from moec_fairseq.data.formats.archives import Archive
+from moec_fairseq.data.formats.places import Place
 
 OPUS = "https://object.pouta.csc.fi/OPUS-{corpus}/{version}/moses/{pair}.txt.zip"
 _TWO_FILES = ("txt", "raw", "sgm")  # mtdata's names of formats that have a file for each side

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from moec_fairseq.data.formats.text import normalise_space, without_invisible
 from moec_fairseq.data.scripts import bare, is_arabic, is_east_asian, length, spaced
-from moec_fairseq.data.text import normalise_space, without_invisible
 
 # One way to write each punctuation mark, as Moses' normalize-punctuation has it; spaces stay where they are. It is made
 # for Europe: elsewhere some of these marks are the only right ones, and references have them.

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from moec_fairseq.data.formats.text import lines
 from moec_fairseq.data.languages import SPLITS
 from moec_fairseq.data.splits import HELD_OUT, check_apart, fingerprint, share_for, split_of
-from moec_fairseq.data.text import lines
 from moec_fairseq.util.files import whole_texts
 
 BEGINNING = 10  # sentences by which documents are told apart

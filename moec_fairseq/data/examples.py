@@ -11,11 +11,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from moec_fairseq.data.archives import download_missing, extract
-from moec_fairseq.data.compressed import found_as
+from moec_fairseq.data.formats.archives import download_missing, extract
+from moec_fairseq.data.formats.compressed import found_as
+from moec_fairseq.data.formats.text import normalise_space, raw_lines
 from moec_fairseq.data.glue import Column, GlueTask, Layout, Table
 from moec_fairseq.data.splits import fingerprint, split_of
-from moec_fairseq.data.text import normalise_space, raw_lines
 from moec_fairseq.util.files import whole_texts
 
 HELD_OUT_SHARE = 0.1  # of MRPC's training pairs: as many as GLUE takes for validation

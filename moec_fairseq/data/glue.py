@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from moec_fairseq.__main__ import ROOT
-from moec_fairseq.data.archives import Archive
+from moec_fairseq.data.formats.archives import Archive
 
 TASKS = ROOT / "data" / "glue" / "tasks.yaml"
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from moec_fairseq.data.text import check_file
+from moec_fairseq.data.formats.text import check_file
 
 GPT2_BPE = ("encoder.json", "vocab.bpe")
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from moec_fairseq.data.formats.text import raw_lines
 from moec_fairseq.data.languages import language_of, parallel_paths
 from moec_fairseq.data.subwords import CHUNK
-from moec_fairseq.data.text import raw_lines
 from moec_fairseq.util.files import whole_texts
 from moec_fairseq.util.processes import chunks, in_order
 

@@ -21,9 +21,9 @@ import polib
 from tqdm import tqdm
 
 from moec_fairseq.data.cleaning import RULES, Pair, first_broken_rule, tidy
-from moec_fairseq.data.compressed import most_bytes
+from moec_fairseq.data.formats.compressed import most_bytes
+from moec_fairseq.data.formats.text import lines
 from moec_fairseq.data.splits import Splitter, fingerprint, share_for, write_corpus
-from moec_fairseq.data.text import lines
 
 REPEATED = "repeated source"
 _FULL_ONLY = "; full tier only"

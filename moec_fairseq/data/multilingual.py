@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from moec_fairseq.data.formats.text import raw_lines
 from moec_fairseq.data.languages import SPLITS, check_languages, parallel_paths
 from moec_fairseq.data.splits import HELD_OUT
-from moec_fairseq.data.text import raw_lines
 from moec_fairseq.util.files import whole_texts
 
 MANY = "mul"  # ISO 639-2 has this code for several languages

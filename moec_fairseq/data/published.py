@@ -7,14 +7,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from moec_fairseq.data.archives import download_missing
 from moec_fairseq.data.cleaning import normalise
+from moec_fairseq.data.formats.archives import download_missing
+from moec_fairseq.data.formats.places import located
+from moec_fairseq.data.formats.sentences import Side, parallel_sentences
+from moec_fairseq.data.formats.text import Sentence, on_one_line
 from moec_fairseq.data.languages import SPLITS, parallel_paths
-from moec_fairseq.data.places import located
 from moec_fairseq.data.recipes import Recipe
-from moec_fairseq.data.sentences import Side, parallel_sentences
 from moec_fairseq.data.subwords import CHUNK
-from moec_fairseq.data.text import Sentence, on_one_line
 from moec_fairseq.util.files import whole_texts
 from moec_fairseq.util.processes import chunks, in_order
 

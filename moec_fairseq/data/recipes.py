@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from moec_fairseq.data.archives import Archive
 from moec_fairseq.data.catalogues import from_mtdata, from_opus
+from moec_fairseq.data.formats.archives import Archive
+from moec_fairseq.data.formats.places import Part, check_sides, read_place
 from moec_fairseq.data.languages import SPLITS, check_languages
-from moec_fairseq.data.places import Part, check_sides, read_place
 
 WAYS = ("texts", "opus", "mtdata")  # to say where a part is
 

@@ -15,12 +15,12 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from moec_fairseq.data.cleaning import Pair, without_placeholders
-from moec_fairseq.data.compressed import found_as
+from moec_fairseq.data.formats.compressed import found_as
+from moec_fairseq.data.formats.places import Part, Place, check_sides, own_place
+from moec_fairseq.data.formats.sentences import Side, parallel_sentences
+from moec_fairseq.data.formats.text import check_file, normalise_space
 from moec_fairseq.data.languages import SPLITS, parallel_paths
-from moec_fairseq.data.places import Part, Place, check_sides, own_place
 from moec_fairseq.data.scripts import letters
-from moec_fairseq.data.sentences import Side, parallel_sentences
-from moec_fairseq.data.text import check_file, normalise_space
 from moec_fairseq.util.files import whole_texts, write_json
 
 Sides = tuple[Side, Side]  # source and target of a text

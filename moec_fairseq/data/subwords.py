@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from moec_fairseq.data.binary import binarise_files
 from moec_fairseq.data.cleaning import Limits
+from moec_fairseq.data.formats.text import lines, raw_lines
 from moec_fairseq.data.gpt2_bpe import Gpt2Model
 from moec_fairseq.data.languages import SPLITS, parallel_paths
-from moec_fairseq.data.text import lines, raw_lines
 from moec_fairseq.util.files import whole_files, whole_folder, whole_texts
 from moec_fairseq.util.processes import chunks, in_order, run_fairseq
 

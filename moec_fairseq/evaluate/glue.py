@@ -10,9 +10,9 @@ from typing import Any
 from moec_fairseq.checkpoint.state import group, load_state
 from moec_fairseq.criterions.moec_sentence_prediction import defined_score
 from moec_fairseq.data.examples import read_examples
+from moec_fairseq.data.formats.text import raw_lines
 from moec_fairseq.data.glue import GlueTask, find_task
 from moec_fairseq.data.pipeline import PREPARED
-from moec_fairseq.data.text import raw_lines
 from moec_fairseq.evaluate.model import about_data, first_folder, num_embeddings, select, signature_of
 from moec_fairseq.evaluate.predict import Predictor
 from moec_fairseq.evaluate.scores import Score, add_row, read_table, score_table

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from moec_fairseq.__main__ import call
-from moec_fairseq.data.text import lines, normalise_space, raw_lines
+from moec_fairseq.data.formats.text import lines, normalise_space, raw_lines
 from moec_fairseq.evaluate.comet import Comet
 from moec_fairseq.evaluate.generate import Search, generate, read_hypotheses
 from moec_fairseq.evaluate.glue import evaluate_glue

@@ -11,11 +11,11 @@ from typing import Protocol
 from sacrebleu.dataset import DATASETS
 from sacrebleu.utils import get_reference_files, get_source_file
 
+from moec_fairseq.data.formats.markup import is_markup, with_characters
+from moec_fairseq.data.formats.sentences import Side, parallel_sentences
+from moec_fairseq.data.formats.text import lines, on_one_line, raw_lines
 from moec_fairseq.data.languages import language_of, parallel_paths
-from moec_fairseq.data.markup import is_markup, with_characters
 from moec_fairseq.data.published import PUBLISHED_TEST
-from moec_fairseq.data.sentences import Side, parallel_sentences
-from moec_fairseq.data.text import lines, on_one_line, raw_lines
 from moec_fairseq.evaluate.generate import Binarised, check_words, read_sentences
 from moec_fairseq.evaluate.model import DataOfModel
 

@@ -8,8 +8,8 @@ from tempfile import TemporaryDirectory
 
 from moec_fairseq.checkpoint.names import find_files
 from moec_fairseq.checkpoint.tools import merge
+from moec_fairseq.data.formats.text import normalise_space, raw_lines
 from moec_fairseq.data.pipeline import SENTENCEPIECE
-from moec_fairseq.data.text import normalise_space, raw_lines
 from moec_fairseq.evaluate.generate import Binarised, Hypothesis, Search, generate, read_hypotheses
 from moec_fairseq.evaluate.model import DataOfModel, model_facts
 from moec_fairseq.util.files import whole_texts

@@ -8,9 +8,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from moec_fairseq.checkpoint.state import group, load_state
+from moec_fairseq.data.formats.text import normalise_space, raw_lines
 from moec_fairseq.data.gpt2_bpe import GPT2_BPE, Gpt2Model
 from moec_fairseq.data.multilingual import MANY
-from moec_fairseq.data.text import normalise_space, raw_lines
 from moec_fairseq.evaluate.generate import Search, generate, read_hypotheses
 from moec_fairseq.evaluate.model import (
     FINE_TUNED,

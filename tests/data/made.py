@@ -2,7 +2,7 @@ import hashlib
 import zipfile
 from pathlib import Path
 
-from moec_fairseq.data.places import located
+from moec_fairseq.data.formats.places import located
 from moec_fairseq.data.splits import own_files, own_parts, write_own
 
 

@@ -8,13 +8,14 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from moec_fairseq.data import archives, catalogues
+from moec_fairseq.data import catalogues
 from moec_fairseq.data.catalogues import from_mtdata, from_opus
+from moec_fairseq.data.formats import archives
 from moec_fairseq.data.published import write_published
 from moec_fairseq.data.recipes import read_recipe
 
-from .test_formats import PAIRS
-from .test_places import OPUS, zipped
+from .formats.test_formats import PAIRS
+from .formats.test_places import OPUS, zipped
 
 
 @pytest.mark.parametrize("name, languages, url", [

@@ -4,8 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from moec_fairseq.data import archives as module
-from moec_fairseq.data.archives import Archive, download
+from moec_fairseq.data.formats import archives as module
+from moec_fairseq.data.formats.archives import Archive, download
 
 CONTENT = bytes(range(256)) * 40
 

@@ -11,8 +11,8 @@ from fairseq.tasks.sentence_prediction import SentencePredictionConfig, Sentence
 
 from moec_fairseq.__main__ import run
 from moec_fairseq.data import glue
-from moec_fairseq.data.archives import Archive
 from moec_fairseq.data.examples import Example, raw_files, read_examples, write_examples
+from moec_fairseq.data.formats.archives import Archive
 from moec_fairseq.data.glue import find_task, read_tasks
 from moec_fairseq.data.subwords import train_model
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from moec_fairseq.data import identification
+from moec_fairseq.data.corpora import choose_corpus
 from moec_fairseq.data.identification import drop_other_languages, is_other, names_of
-from moec_fairseq.data.pipeline import choose_corpus
 
 ENGLISH = "The bus to the old harbour leaves every twenty minutes from the square in front of the church."
 GERMAN = "Der Bus zum alten Hafen fährt alle zwanzig Minuten auf dem Platz vor der Kirche ab."
@@ -75,7 +75,7 @@ def test_exchanged_sides_leave_nothing(tmp_path):
 
 
 def corpus(folder: Path, **options):
-    defaults = dict.fromkeys(("corpus", "source", "target", "sources", "targets"))
+    defaults = dict.fromkeys(("corpus", "source", "target", "sources", "targets")) | {"files": {}}
     prefixes = {name: str(folder / name) for name in ("train", "valid", "test")}
     others = {"recipes": Path(), "tier": "full", "distinct": False, "sampling_temperature": 1.0}
     return choose_corpus(**{**defaults, **others, "prefixes": prefixes, "identify_language": True, **options})

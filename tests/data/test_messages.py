@@ -7,10 +7,10 @@ from typing import Any
 import polib
 import pytest
 
-from moec_fairseq.data import compressed
 from moec_fairseq.data.cleaning import Pair
+from moec_fairseq.data.corpora import WHEELS
+from moec_fairseq.data.formats import compressed
 from moec_fairseq.data.messages import Pin, fetch, find_wheels, read_pins, read_wheel, write_messages
-from moec_fairseq.data.pipeline import WHEELS
 
 from .made import make_wheel
 

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from moec_fairseq.data import messages, splits
 from moec_fairseq.data.cleaning import Pair
+from moec_fairseq.data.corpora import choose_corpus
 from moec_fairseq.data.languages import SPLITS
 from moec_fairseq.data.messages import write_messages
 from moec_fairseq.data.multilingual import MANY, Languages, read_languages, sampled_sizes, write_together
-from moec_fairseq.data.pipeline import choose_corpus
 from moec_fairseq.data.splits import normalised
 
 INTO_MANY = Languages("en", MANY, ("de", "fr"))

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from moec_fairseq.data.archives import extract
-from moec_fairseq.data.places import located
+from moec_fairseq.data.formats.archives import extract
+from moec_fairseq.data.formats.places import located
+from moec_fairseq.data.formats.text import raw_lines
 from moec_fairseq.data.published import write_texts
 from moec_fairseq.data.recipes import read_recipe
-from moec_fairseq.data.text import raw_lines
 from tests.python import python_m
 
 from . import published

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from moec_fairseq.data.places import Place
+from moec_fairseq.data.formats.places import Place
 from moec_fairseq.data.recipes import read_recipe
 
 DATA = Path(__file__).parents[2] / "data"

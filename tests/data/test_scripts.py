@@ -7,10 +7,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from moec_fairseq.data.cleaning import Pair, first_broken_rule, normalise, placeholders, tidy
+from moec_fairseq.data.formats.text import normalise_space
 from moec_fairseq.data.languages import default_coverage
 from moec_fairseq.data.scripts import bare, length, letters, spaced
 from moec_fairseq.data.splits import fingerprint
-from moec_fairseq.data.text import normalise_space
 
 ZWNJ, ZWJ, LRM, RLM = "\u200c\u200d\u200e\u200f"
 # letters, signs that make others of them, and what nobody sees but the script needs

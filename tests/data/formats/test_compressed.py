@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moec_fairseq.data import compressed
-from moec_fairseq.data.sentences import Side, parallel_sentences
-from moec_fairseq.data.text import raw_lines
+from moec_fairseq.data.formats import compressed
+from moec_fairseq.data.formats.sentences import Side, parallel_sentences
+from moec_fairseq.data.formats.text import raw_lines
 
-from .made import own
-from .test_splits import SOURCES, TARGETS
+from ..made import own
+from ..test_splits import SOURCES, TARGETS
 
 packed = partial(gzip.compress, mtime=0)  # the same in each process of pytest
 WAYS = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": compressed.zstd.compress}

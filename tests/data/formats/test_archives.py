@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from moec_fairseq.data import compressed
-from moec_fairseq.data.archives import extract
+from moec_fairseq.data.formats import compressed
+from moec_fairseq.data.formats.archives import extract
 
 
 def make(path, *members, mode="w:gz"):

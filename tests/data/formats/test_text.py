@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moec_fairseq.data.text import lines, normalise_space
+from moec_fairseq.data.formats.text import lines, normalise_space
 from moec_fairseq.util.files import whole_texts
 
 

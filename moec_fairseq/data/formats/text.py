@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from moec_fairseq.data.compressed import open_unpacked, unpacking_command
+from moec_fairseq.data.formats.compressed import open_unpacked, unpacking_command
 from moec_fairseq.data.scripts import is_right_to_left
 
 Sentence = str | None  # None: not one of a pair

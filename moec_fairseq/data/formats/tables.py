@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 from lxml import etree
 
-from moec_fairseq.data.compressed import open_unpacked, unpacking_command
+from moec_fairseq.data.formats.compressed import open_unpacked, unpacking_command
+from moec_fairseq.data.formats.text import LONGEST, Sentence, check_file, raw_lines, too_long
 from moec_fairseq.data.languages import same_language
-from moec_fairseq.data.text import LONGEST, Sentence, check_file, raw_lines, too_long
 
 _DELIMITERS = ",;\t"  # of CSV, the second where a comma is for decimals
 _BATCH = 1000  # rows of Parquet

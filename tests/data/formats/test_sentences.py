@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sacrebleu.dataset.wmt_xml import WMTXMLDataset
 
-from moec_fairseq.data.sentences import Side, parallel_sentences
+from moec_fairseq.data.formats.sentences import Side, parallel_sentences
 
 
 def sides(source, target=None, languages=("en", "de"), reference=None):

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moec_fairseq.data.compressed import zstd
+from moec_fairseq.data.corpora import choose_corpus
+from moec_fairseq.data.formats.compressed import zstd
+from moec_fairseq.data.formats.places import Part, Place, located, own_place, read_place
+from moec_fairseq.data.formats.sentences import parallel_sentences
 from moec_fairseq.data.languages import SPLITS
-from moec_fairseq.data.pipeline import choose_corpus
-from moec_fairseq.data.places import Part, Place, located, own_place, read_place
-from moec_fairseq.data.sentences import parallel_sentences
 from moec_fairseq.data.splits import own_files, own_parts, write_own
 from tests.python import python_m
 
@@ -233,7 +233,7 @@ def test_one_file_for_many_languages(tmp_path):
     path = tmp_path / "x.jsonl"
     texts = [{"en": one, "de": other, "fr": f"{other} x"} for one, other in own_pairs(400)]
     path.write_text("".join(json.dumps({"translation": text}) + "\n" for text in texts))
-    of_many([str(path)]).write(tmp_path, tmp_path / "text")
+    of_many([str(path)]).write(tmp_path, tmp_path / "text", None, 1)
     for language in ("de", "fr"):
         found = set()
         for split in SPLITS:

@@ -10,9 +10,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from moec_fairseq.data.formats.markup import SETS, SIDES, read_markup
+from moec_fairseq.data.formats.text import Sentence
 from moec_fairseq.data.languages import language_of, same_language
-from moec_fairseq.data.markup import SETS, SIDES, read_markup
-from moec_fairseq.data.text import Sentence
 
 SOURCE, REFERENCE, SYSTEM = "source", "reference", "translation by a system"
 _KINDS = dict(zip((*SETS, *SIDES), (SOURCE, REFERENCE, SYSTEM) * 2, strict=True))

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from moec_fairseq.data.archives import extract, is_archive, members_of
+from moec_fairseq.data.formats.archives import extract, is_archive, members_of
+from moec_fairseq.data.formats.sentences import Side
 from moec_fairseq.data.languages import same_language
-from moec_fairseq.data.sentences import Side
 
 _LAYOUTS = re.compile(r"(\.(sgml?|xml|txt|gz|bz2|xz|zst))+$", re.IGNORECASE)  # endings that stand after the language
 _ABOUT = re.compile(r"(readme|licen[cs]e|copying|notice)\b.*|\..*|.*\.(md|pdf|html?)", re.IGNORECASE)  # no texts

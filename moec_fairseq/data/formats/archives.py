@@ -21,7 +21,7 @@ from typing import IO, cast
 from tqdm import tqdm
 
 from moec_fairseq.__main__ import NO_SPACE
-from moec_fairseq.data.compressed import broken, most_bytes, open_unpacked, unpacked, without_ending
+from moec_fairseq.data.formats.compressed import broken, most_bytes, open_unpacked, unpacked, without_ending
 from moec_fairseq.util.files import alone_with, whole_files
 
 ZIP = b"PK\x03\x04"  # the first bytes

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
-from moec_fairseq.data.compressed import without_ending
-from moec_fairseq.data.markup import is_markup, is_tmx
-from moec_fairseq.data.segments import check_numbers, read_segments
-from moec_fairseq.data.tables import Wanted, read_csv, read_json, read_parquet, read_tmx, read_tsv
-from moec_fairseq.data.text import Sentence, raw_lines
+from moec_fairseq.data.formats.compressed import without_ending
+from moec_fairseq.data.formats.markup import is_markup, is_tmx
+from moec_fairseq.data.formats.segments import check_numbers, read_segments
+from moec_fairseq.data.formats.tables import Wanted, read_csv, read_json, read_parquet, read_tmx, read_tsv
+from moec_fairseq.data.formats.text import Sentence, raw_lines
 
 # IWSLT's training text: talks begin with lines of metadata; title and description are sentences
 _TALKS = "train.tags."

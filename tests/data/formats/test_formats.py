@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moec_fairseq.data.compressed import zstd
-from moec_fairseq.data.sentences import Side, parallel_sentences
-from moec_fairseq.data.text import LONGEST
+from moec_fairseq.data.formats.compressed import zstd
+from moec_fairseq.data.formats.sentences import Side, parallel_sentences
+from moec_fairseq.data.formats.text import LONGEST
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")

@@ -14,8 +14,8 @@ from xml.sax.saxutils import escape, quoteattr
 
 from lxml import etree
 
-from moec_fairseq.data.compressed import open_unpacked, without_ending
-from moec_fairseq.data.text import check_file, not_utf8
+from moec_fairseq.data.formats.compressed import open_unpacked, without_ending
+from moec_fairseq.data.formats.text import check_file, not_utf8
 
 SETS, SIDES = ("srcset", "refset", "tstset"), ("src", "ref", "hyp")  # around documents, or in them
 _NAMED = re.compile(r"\.(sgml?|xml)$", re.IGNORECASE)

@@ -1,0 +1,1 @@
+"""Sentences out of files: plain or compressed, in archives, tables, markup and translation memories."""
