@@ -108,7 +108,7 @@ def classes(model: Reported) -> Figure:
         image = draw(axes, layer)
     for axes in panels.flat[len(layers) :]:
         axes.set_axis_off()
-    figure.colorbar(image, ax=panels, label="log2 of the ratio to all tokens")
+    figure.colorbar(image, ax=panels, label="log2 (ratio to all tokens)")
     return figure
 
 
