@@ -101,7 +101,7 @@ def test_the_two_files_of_an_archive_are_found_by_language(tmp_path, make):
 @pytest.mark.parametrize("member, content", [
     ("x.tsv", tsv([("en", "de"), *PAIRS])),
     ("d/memory.tmx", tmx([{"en-GB": one, "de": other} for one, other in PAIRS])),
-    ("x.jsonl.gz", gzip.compress(b"".join(json.dumps({"en": a, "de": b}).encode() + b"\n" for a, b in PAIRS))),
+    ("x.jsonl.gz", gzip.compress(b"".join(json.dumps({"en": a, "de": b}).encode() + b"\n" for a, b in PAIRS), mtime=0)),
 ])  # fmt: skip
 def test_the_one_file_of_an_archive_has_both(tmp_path, member, content):
     assert pairs_of([zipped(tmp_path / "x.zip", {member: content, **ABOUT})], tmp_path) == PAIRS
