@@ -237,7 +237,7 @@ def test_entities_of_tmx_are_not_read(tmp_path):
     ("x.jsonl", '"a"', (None, None), r"the first line is \"a\", not an object"),
     ("x.jsonl", "\n", (None, None), "has no object"),
     ("x.parquet", b"PAR1 not", (None, None), r"x\.parquet cannot be read as Parquet \("),
-    ("x.parquet", gzip.compress(b"PAR1", mtime=0), (None, None), r"is read only as it is; unpack it first: gzip -dc x\."),
+    ("x.parquet", gzip.compress(b"PAR1", mtime=0), (None, None), r"is read only as it is; unpack it first: gzip -dc x"),
     ("x.parquet", parquet_file([{"en": "a", "de": [1]}]), (None, None), r"x\.parquet, row 1: de is \[1\], not text"),
     ("x.parquet", parquet_file([{"a": "a", "b": "A"}]), (None, None), "has the fields a, b, and does not say which"),
     ("x.parquet", parquet_file([{"en": "a", "de": "A" * (LONGEST + 1)}]), (None, None), "row 1: longer than 10,0"),
