@@ -283,7 +283,7 @@ class Bytes:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers of parameters.
+    """Numbers of parameters that are trained.
 
     Attributes:
         shared: outside of the experts.
@@ -299,7 +299,8 @@ class Sizes:
     def of(cls, model: Any, ranks: int) -> "Sizes":
         """Count those of a model that has all experts."""
         experts = sum(p.numel() for layer in getattr(model, "moe_layers", ()) for p in layer.experts.parameters())
-        return cls(sum(p.numel() for p in model.parameters()) - experts, experts, ranks)
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        return cls(trained - experts, experts, ranks)
 
     @property
     def of_rank(self) -> int:
