@@ -5,6 +5,7 @@ where                                 what differs, and the branch for it
 ====================================  =================================================================================
 fairseq 0.12.2 (Python 3.10)          evaluates in a fused encoder that knows no MoE block: ``disable_fused_encoder``
 fairseq 0.12.2                        loads no layer without feed-forward block: ``models.layers.ReplacedEncoderLayer``
+fairseq 0.12.2                        does not say how long masked_lm's blocks are: ``models.moec_roberta``
 fairseq 0.12.2                        keeps the batches of its first epoch: ``checkpoints.EpochBatches``
 fairseq 0.12.2                        gives nested options as classes: ``models.config``
 fairseq-fixed 0.12.3.1 (from 3.11)    leaves out the last batch: ``data.keep_last_batch``

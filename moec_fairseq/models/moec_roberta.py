@@ -53,7 +53,7 @@ class MoECRobertaModel(MoEModel, RobertaModel):
         config = MoECRobertaConfig(**{key: cfg[key] for key in cfg if key != "_name"})
         options = config.completed()
         if options.max_positions is None:
-            options.max_positions = task.max_positions()
+            options.max_positions = task.max_positions() or task.cfg.tokens_per_sample
         if options.moec_layout == "replaced" and (options.ffn_reg_scale_factor or options.ffn_blocks_to_remove != -1):
             raise ValueError(
                 "--ffn-reg-scale-factor and --ffn-blocks-to-remove prune the feed-forward blocks of all layers, but "
