@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from moec_fairseq.data.formats.text import raw_lines
-from moec_fairseq.data.languages import language_of, parallel_paths
+from moec_fairseq.data.languages import CHINESE, language_of, parallel_paths
 from moec_fairseq.data.subwords import CHUNK
 from moec_fairseq.util.files import whole_texts
 from moec_fairseq.util.processes import chunks, in_order
@@ -20,7 +20,7 @@ OTHER = "another language"
 # codes that text of one language may get
 _VARIETIES = (
     frozenset(("ar", "ary", "arz")),
-    frozenset(("zh", "yue", "wuu", "lzh")),
+    CHINESE,
     frozenset(("no", "nb", "nn")),
     frozenset(("ku", "ckb", "sdh")),
 )

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 SPLITS = ("train", "valid", "test")
+CHINESE = frozenset(("zh", "yue", "wuu", "lzh"))  # with Cantonese, Wu, and the classical language
 # languages that have no blanks between words
-WITHOUT_BLANKS = frozenset(("zh", "yue", "wuu", "lzh", "ja", "th", "lo", "km", "my", "bo", "dz"))
+WITHOUT_BLANKS = CHINESE | {"ja", "th", "lo", "km", "my", "bo", "dz"}
 # languages with thousands of characters, some of them too rare to be learned
-_MANY_CHARACTERS = frozenset(("zh", "yue", "wuu", "lzh", "ja", "ko"))
+_MANY_CHARACTERS = CHINESE | {"ja", "ko"}
 _TWO_LETTERS = {
     "zho": "zh", "cmn": "zh", "jpn": "ja", "kor": "ko", "tha": "th", "lao": "lo", "khm": "km", "mya": "my",
 }  # fmt: skip

@@ -17,13 +17,13 @@ from sacrebleu.significance import PairedTest
 from sacremoses import MosesTokenizer
 from tabulate import tabulate
 
-from moec_fairseq.data.languages import WITHOUT_BLANKS, language_of
+from moec_fairseq.data.languages import CHINESE, WITHOUT_BLANKS, language_of
 from moec_fairseq.util.files import alone_with, whole_texts
 
 USUAL = ("bleu", "chrf", "chrf++", "ter")
 COMET = "comet"
 METRICS = (*USUAL, "spbleu", COMET)  # as --metrics names them
-_TOKENIZERS = {**dict.fromkeys(("zh", "yue", "wuu", "lzh"), "zh"), "ja": "ja-mecab", "ko": "ko-mecab"}  # of BLEU
+_TOKENIZERS = {**dict.fromkeys(CHINESE, "zh"), "ja": "ja-mecab", "ko": "ko-mecab"}  # of BLEU
 TOKENISED = "BLEU, tokenised"
 COMPOUND_SPLIT = "BLEU, compounds split"
 BOOTSTRAP_SAMPLES = 1000
