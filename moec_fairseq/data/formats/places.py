@@ -14,10 +14,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from moec_fairseq.data.formats.archives import extract, is_archive, members_of
+from moec_fairseq.data.formats.compressed import ENDINGS
 from moec_fairseq.data.formats.sentences import Side
 from moec_fairseq.data.languages import same_language
 
-_LAYOUTS = re.compile(r"(\.(sgml?|xml|txt|gz|bz2|xz|zst))+$", re.IGNORECASE)  # endings that stand after the language
+# endings that stand after the language
+_LAYOUTS = re.compile(rf"(\.(sgml?|xml|txt|{'|'.join(ENDINGS)}))+$", re.IGNORECASE)
 _ABOUT = re.compile(r"(readme|licen[cs]e|copying|notice)\b.*|\..*|.*\.(md|pdf|html?)", re.IGNORECASE)  # no texts
 _WILDCARD = re.compile(r"[*?\[]")
 
