@@ -144,7 +144,9 @@ def run_cells(cells: Sequence[Cell], todo: Sequence[Cell], jobs: int, screen: Te
                         running[slot] = (cell, start_cell(cell, share_of_machine(slot, jobs)), size)
                 time.sleep(POLL)
                 for slot, (cell, process, size) in list(running.items()):
-                    updates[cell] = _updates(cell)
+                    now = _updates(cell)
+                    bar.initial += min(0, now - updates[cell])  # it went on from a checkpoint: the rest is done again
+                    updates[cell] = now
                     expected[cell] = max(expected[cell], updates[cell])
                     if process.poll() is not None:
                         del running[slot]

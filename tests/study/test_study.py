@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -21,6 +22,7 @@ from moec_fairseq.study import report, study, trainings
 from moec_fairseq.study.grid import Cell, read_study
 from moec_fairseq.study.report import at_best
 from moec_fairseq.study.trainings import run_cell, share_of_machine
+from moec_fairseq.util import progress
 from moec_fairseq.util.files import alone_with
 
 # Trains by writing down numbers, resumes from its checkpoint, and fails or waits when it is told to.
@@ -245,6 +247,25 @@ def test_interrupted_and_started_again_it_goes_on(stub, tmp_path, monkeypatch, c
     assert log.count('"num_updates": "1"') == 1 and "@ 2 updates" in log  # not from its beginning
     shown = capsys.readouterr().out
     assert "4/24 updates" in shown and "24/24 updates" in shown and "6 of 6 trainings done" in shown
+
+
+def test_what_is_trained_again_counts_for_the_time_left(tmp_path, monkeypatch):
+    (cell,) = read_study(write(tmp_path, grid={"method": ["moe"], "common.seed": [1]})).cells(tmp_path / "out", [])
+    cell.write(settings={"optimization.max_update": 400})
+    logged = iter([290, 290, 210, 300, 400])  # the last checkpoint had 200 updates
+    process = SimpleNamespace(poll=lambda: 0 if bars[0].n == 300 else None, returncode=0)
+    bars = []
+
+    def progress_bar(*of):
+        bars.append(progress.progress_bar(*of))
+        return bars[0]
+
+    monkeypatch.setattr(trainings, "_updates", lambda cell: next(logged))
+    monkeypatch.setattr(trainings, "start_cell", lambda *_: process)
+    monkeypatch.setattr(trainings, "progress_bar", progress_bar)
+    monkeypatch.setattr(trainings, "POLL", 0)
+    trainings.run_cells([cell], [cell], 1, sys.stdout)
+    assert (bars[0].initial, bars[0].n) == (210, 400)
 
 
 def fill(path, out, unfinished=()):
@@ -610,7 +631,12 @@ def test_the_study_of_languages(tmp_path):
     languages = read_study(ROOT / "configs" / "studies" / "languages.yaml")
     cells = languages.cells(tmp_path, [f"task.data={tmp_path}"])
     path = ROOT / "configs" / f"{languages.config}.yaml"
-    values = {cell.labels["model"]: configure(path, cell.overrides).values for cell in cells}
-    sizes = {name: (of["model.moe_expert_count"], of["model.moec_cluster_count"]) for name, of in values.items()}
-    assert sizes == {"dense": (1, 1), "moe-32": (32, 1), "moec-32": (32, 8), "moe-8": (8, 1), "moec-8": (8, 2)}
-    assert len(cells) == 3 * 5 and len({of["optimization.max_update"] for of in values.values()}) == 1
+    found = {cell: configure(path, cell.overrides).values for cell in cells}
+    sizes = {
+        (cell.labels["method"], of["model.moe_expert_count"], of["model.moec_cluster_count"])
+        for cell, of in found.items()
+    }
+    assert sizes == {("dense", 1, 1), ("moe", 8, 1), ("moec", 8, 2), ("moe", 32, 1), ("moec", 32, 8)}
+    assert len(cells) == 3 * len(sizes) and len({of["optimization.max_update"] for of in found.values()}) == 1
+    assert all(of["optimization.max_update"] == of["lr_scheduler.total_num_update"] for of in found.values())
+    assert all(of["model.moec_expert_dropout"] == 0 for of in found.values())
