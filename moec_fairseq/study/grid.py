@@ -72,8 +72,8 @@ class Study:
         evaluate: options of ``moec evaluate``; None: no evaluation.
         repeat: axis whose values are repetitions, such as the seed; tables and pictures show their mean, and how
             certain it is.
-        baseline: axes and their labels; all other cells are compared with those that have these, and otherwise their
-            own. Empty: no comparison.
+        baselines: each of axes and their labels; all other cells are compared with those that have these, and
+            otherwise their own. Empty: no comparison.
         columns: what tables show of each cell.
         x: axis along which the pictures are drawn; None: there is no picture.
         y: columns, one picture for each.
@@ -85,7 +85,7 @@ class Study:
     grids: list[Axes]
     evaluate: list[str] | None
     repeat: str | None
-    baseline: dict[str, str]
+    baselines: list[dict[str, str]]
     columns: list[str]
     x: str | None
     y: list[str]
@@ -146,7 +146,7 @@ def read_study(path: Path) -> Study:
         [_axes(path, grid) for grid in grids],
         _words(path, content["evaluate"]) if "evaluate" in content else None,
         content.get("repeat"),
-        _baseline(path, content.get("baseline", {})),
+        _baselines(path, content.get("baseline", [])),
         _texts(path, "columns", content["columns"]),
         picture["x"],
         _texts(path, "picture.y", picture["y"]),
@@ -156,20 +156,26 @@ def read_study(path: Path) -> Study:
             raise ValueError(f"{path}: {key} is {axis!r}, but must be an axis of the grid: {', '.join(study.axes)}.")
     if study.x is not None and study.x == study.repeat:
         raise ValueError(f"{path}: picture.x is {study.x}, whose values are repetitions; give another axis.")
-    for axis, label in study.baseline.items():
-        labels = dict.fromkeys(label for grid in study.grids for label in grid.get(axis, ()))
-        if label not in labels:
-            known = f"has {', '.join(labels)}" if labels else f"is no axis of the grid: {', '.join(study.axes)}"
-            raise ValueError(f"{path}: baseline is {axis}: {label}, but {axis} {known}.")
-    if study.baseline and study.repeat in (None, *study.baseline):
-        raise ValueError(f"{path}: baseline compares the same repetitions; give repeat, another axis of the grid.")
+    for baseline in study.baselines:
+        for axis, label in baseline.items():
+            labels = dict.fromkeys(label for grid in study.grids for label in grid.get(axis, ()))
+            if label not in labels:
+                known = f"has {', '.join(labels)}" if labels else f"is no axis of the grid: {', '.join(study.axes)}"
+                raise ValueError(f"{path}: baseline is {axis}: {label}, but {axis} {known}.")
+        if study.repeat in (None, *baseline):
+            raise ValueError(f"{path}: baseline compares the same repetitions; give repeat, another axis of the grid.")
     return study
 
 
-def _baseline(path: Path, baseline: Any) -> dict[str, str]:
-    if not isinstance(baseline, dict):
-        raise ValueError(f"{path}: baseline is {baseline!r}, but must be axes and their labels, such as method: moe.")
-    return {str(axis): _label(label) for axis, label in baseline.items()}
+def _baselines(path: Path, given: Any) -> list[dict[str, str]]:
+    baselines = given if isinstance(given, list) else [given]
+    for baseline in baselines:
+        if not isinstance(baseline, dict):
+            raise ValueError(
+                f"{path}: baseline is {baseline!r}, but must be axes and their labels, such as method: moe, or a list "
+                "of those."
+            )
+    return [{str(axis): _label(label) for axis, label in baseline.items()} for baseline in baselines]
 
 
 def _check_keys(

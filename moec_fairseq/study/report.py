@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -161,11 +162,11 @@ def margin(values: Sequence[float]) -> float:
 
 
 def _differences(study: Study, groups: Sequence[Group]) -> list[Group]:
-    """Return, for all groups but the baseline's own, rows of what they have more than it in the same repetition."""
+    """Return, for all groups but a baseline's own, rows of what they have more than it in the same repetition."""
     repeat, by_labels = str(study.repeat), {tuple(labels.items()): group for labels, group in groups}
     found = []
-    for labels, group in groups:
-        base = by_labels.get(tuple((labels | study.baseline).items()), group)
+    for baseline, (labels, group) in product(study.baselines, groups):
+        base = by_labels.get(tuple((labels | baseline).items()), group)
         if base is group:
             continue
         others = {row[repeat]: row for row in base if row["state"] == "finished"}
@@ -174,7 +175,7 @@ def _differences(study: Study, groups: Sequence[Group]) -> list[Group]:
             {name: float(row[name]) - float(other[name]) for name in study.columns if name in row and name in other}
             for row, other in pairs
         ]
-        labels = labels | {"minus": ", ".join(study.baseline.values())}
+        labels = labels | {"minus": ", ".join(baseline.values())}
         found.append((labels, [row | {"state": "finished"} for row in rows]))
     return found
 

@@ -411,11 +411,13 @@ def test_differences_are_of_the_same_repetition(tmp_path, capsys):
     table = (out / "differences.md").read_text().splitlines()
     assert [word.strip() for word in table[3].split("|")[1:6]] == ["moec", "64", "moe", "3", "-0.1 [-0.35, 0.15]"]
     assert table[3] in capsys.readouterr().out
-    # all against one cell
-    write(tmp_path, **changes | {"baseline": {"method": "dense", "experts": 1}}, picture={"x": "experts", "y": "BLEU"})
+    # all against one cell, besides
+    changes["baseline"] = [changes["baseline"], {"method": "dense", "experts": 1}]
+    write(tmp_path, **changes, picture={"x": "experts", "y": "BLEU"})
     start(path, out, report=True)
     found = [(row["method"], row["experts"], row["minus"]) for row in rows(out / "differences.csv")]
-    assert found == [(method, experts, "dense, 1") for method in ("moe", "moec") for experts in ("8", "64")]
+    to_dense = [(method, experts, "dense, 1") for method in ("moe", "moec") for experts in ("8", "64")]
+    assert found == [("moec", "8", "moe"), ("moec", "64", "moe"), *to_dense]
 
 
 def test_a_column_that_is_missing_is_said(tmp_path):
