@@ -157,13 +157,7 @@ def read_study(path: Path) -> Study:
     if study.x is not None and study.x == study.repeat:
         raise ValueError(f"{path}: picture.x is {study.x}, whose values are repetitions; give another axis.")
     for baseline in study.baselines:
-        for axis, label in baseline.items():
-            labels = dict.fromkeys(label for grid in study.grids for label in grid.get(axis, ()))
-            if label not in labels:
-                known = f"has {', '.join(labels)}" if labels else f"is no axis of the grid: {', '.join(study.axes)}"
-                raise ValueError(f"{path}: baseline is {axis}: {label}, but {axis} {known}.")
-        if study.repeat in (None, *baseline):
-            raise ValueError(f"{path}: baseline compares the same repetitions; give repeat, another axis of the grid.")
+        _check_baseline(study, baseline)
     return study
 
 
@@ -175,7 +169,18 @@ def _baselines(path: Path, given: Any) -> list[dict[str, str]]:
                 f"{path}: baseline is {baseline!r}, but must be axes and their labels, such as method: moe, or a list "
                 "of those."
             )
-    return [{str(axis): _label(label) for axis, label in baseline.items()} for baseline in baselines]
+    return [{str(axis): _label(label) for axis, label in baseline.items()} for baseline in baselines if baseline]
+
+
+def _check_baseline(study: Study, baseline: Mapping[str, str]) -> None:
+    path = study.path
+    for axis, label in baseline.items():
+        labels = dict.fromkeys(label for grid in study.grids for label in grid.get(axis, ()))
+        if label not in labels:
+            known = f"has {', '.join(labels)}" if labels else f"is no axis of the grid: {', '.join(study.axes)}"
+            raise ValueError(f"{path}: baseline is {axis}: {label}, but {axis} {known}.")
+    if study.repeat in (None, *baseline):
+        raise ValueError(f"{path}: baseline compares the same repetitions; give repeat, another axis of the grid.")
 
 
 def _check_keys(

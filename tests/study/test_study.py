@@ -615,9 +615,8 @@ def test_a_cell_is_trained_once_and_evaluated(tmp_path, monkeypatch):
 def test_the_study_of_the_ceiling(tmp_path, method):
     ceiling = read_study(ROOT / "configs" / "studies" / "ceiling.yaml")
     cells = ceiling.cells(tmp_path, [f"task.data={tmp_path}"])
-    assert len(cells) == 3 * (
-        1 + 3 * 5 + 2
-    )  # seeds; dense, each method with 8, 32 and 64 experts, two of them with 128
+    # seeds; dense, each method with 8, 32 and 64 experts, two of them with 128
+    assert len(cells) == 3 * (1 + 3 * 5 + 2)
     (most,) = [c for c in cells if c.labels == {"method": method, "experts": "64", "common.seed": "1"}]
     values = configure(ROOT / "configs" / f"{ceiling.config}.yaml", most.overrides).values
     has_variance, drops = method not in ("moe", "global"), method in ("moec", "global")
@@ -642,5 +641,5 @@ def test_the_study_of_languages(tmp_path):
     }
     assert sizes == {("dense", 1, 1), ("moe", 8, 1), ("moec", 8, 2), ("moe", 32, 1), ("moec", 32, 8)}
     assert len(cells) == 3 * len(sizes) and len({of["optimization.max_update"] for of in found.values()}) == 1
-    assert all(of["optimization.max_update"] == of["lr_scheduler.total_num_update"] for of in found.values())
+    assert {of["lr_scheduler.total_num_update"] for of in found.values()} == {"${optimization.max_update}"}
     assert all(of["model.moec_expert_dropout"] == 0 for of in found.values())
