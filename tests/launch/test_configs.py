@@ -27,6 +27,7 @@ RECIPES = {
     "iwslt14_de_en": (2, "intra_cv", 0.5, 250), "multi30k_en_de": (2, "intra_cv", 0.25, 50),
     "multi30k_en_fr": (2, "intra_cv", 0.25, 50), "small": (2, "intra_cv", 0.5, 250),
     "quickstart": (2, "intra_cv", 0.5, 50), "moec_transformer": (2, "intra_cv", 0.5, 250),
+    "languages": (2, "intra_cv", 0.5, 50),
 }  # fmt: skip
 # the same for masked language models
 MASKED_LM = {"roberta_pretraining": (8, "intra_cv", 0.5, 250), "roberta_small": (2, "intra_cv", 0.5, 250)}
@@ -55,7 +56,7 @@ def test_fairseq_knows_all_keys(recipe, method):
         "task": TranslationConfig,
         "criterion": MoECLabelSmoothedCrossEntropyConfig,
         "optimizer": FairseqAdamConfig,
-        "lr_scheduler": InverseSquareRootLRScheduleConfig,
+        "lr_scheduler": PolynomialDecayLRScheduleConfig if recipe == "languages" else InverseSquareRootLRScheduleConfig,
     }
     names = {"model": "moec_transformer", "criterion": "moec_label_smoothed_cross_entropy"}
     if recipe in MASKED_LM:
@@ -78,7 +79,7 @@ def test_fairseq_knows_all_keys(recipe, method):
     assert config["model.moec_expert_dropout_interval"] == interval
     for_gpus = recipe.startswith(("wmt", "iwslt", "roberta_pretraining"))
     assert config["common.fp16"] == for_gpus
-    assert config["optimizer._name"] == ("fused_adam" if for_gpus else "adam")
+    assert config["optimizer._name"] == ("fused_adam" if for_gpus or recipe == "languages" else "adam")
     assert config["checkpoint.save_dir"] == "checkpoints/${hydra:job.config_name}_" + method + "/seed${common.seed}"
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import asdict
 from types import SimpleNamespace
 
@@ -643,3 +644,13 @@ def test_the_study_of_languages(tmp_path):
     assert len(cells) == 3 * len(sizes) and len({of["optimization.max_update"] for of in found.values()}) == 1
     assert {of["lr_scheduler.total_num_update"] for of in found.values()} == {"${optimization.max_update}"}
     assert all(of["model.moec_expert_dropout"] == 0 for of in found.values())
+
+
+def test_the_study_of_options_tries_as_many_of_each_method_on_validation_data(tmp_path):
+    tuning = read_study(ROOT / "configs" / "studies" / "tuning.yaml")
+    cells = tuning.cells(tmp_path, [f"task.data={tmp_path}"])
+    assert Counter(cell.labels["method"] for cell in cells) == {"moe": 4, "moec": 4, "dense": 4}
+    assert tuning.evaluate is None
+    path = ROOT / "configs" / f"{tuning.config}.yaml"
+    found = [configure(path, cell.overrides).values for cell in cells]
+    assert len({json.dumps(values, sort_keys=True, default=str) for values in found}) == len(cells)
