@@ -111,8 +111,9 @@ def train_reversal(save_dir: Path, fairseq: Command, reversal_data: Path) -> Non
     """Train for as long as reversal takes to learn."""
     done = fairseq(
         "train", reversal_data, *TINY, *CRITERION, *ADAM, *SCHEDULE, "--save-dir", save_dir,
-        "--max-epoch", "32", "--validate-interval", "16", "--keep-last-epochs", "2", "--save-interval", "16",
+        "--max-epoch", "14", "--validate-interval", "7", "--keep-last-epochs", "2", "--save-interval", "7",
         "--moec-expert-dropout-interval", "20", "--max-tokens", "500", "--update-freq", "2",
+        "--lr-scheduler", "polynomial_decay", "--total-num-update", "240",
         "--store-ema", "--ema-decay", "0.9", "--eval-bleu", "--eval-bleu-args", '{"beam": 1, "max_len_a": 1.2}',
         "--tensorboard-logdir", save_dir / "tensorboard", "--log-format", "simple", "--log-interval", "10",
     )  # fmt: skip

@@ -52,7 +52,7 @@ def test_score(fairseq: Command, tmp_path: Path, generated: str) -> None:
 
 
 def test_ensemble_of_two_checkpoints(fairseq: Command, reversal_data: Path, trained: Path) -> None:
-    paths = f"{trained / 'checkpoint16.pt'}:{trained / 'checkpoint32.pt'}"
+    paths = f"{trained / 'checkpoint7.pt'}:{trained / 'checkpoint14.pt'}"
     done = fairseq("generate", reversal_data, *PLUGIN, "--path", paths, "--beam", 2, "--gen-subset", "valid")
     assert sorted(by_id(done.stdout)) == list(range(100))
 
