@@ -252,5 +252,10 @@ def draw(study: Study, groups: Sequence[Group], path: Path) -> None:
         axes.set(xlabel=study.x, ylabel=column, xticks=range(len(ticks)), xticklabels=ticks)
         axes.grid(alpha=0.3)
     if others:
-        panels[0].legend(title=", ".join(others), fontsize="small")
+        figure.legend(
+            *panels[0].get_legend_handles_labels(),
+            title=", ".join(others),
+            fontsize="small",
+            loc="outside right upper",  # where it hides no point
+        )
     figure.savefig(path, dpi=120, format="png")

@@ -366,7 +366,7 @@ def test_what_is_not_there_has_no_line(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(report.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
     start(path, out, report=True)
-    assert [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()] == ["moec"]
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["moec"]
 
 
 def test_margins_are_those_of_tables():
@@ -640,7 +640,10 @@ def test_the_study_of_languages(tmp_path):
         (cell.labels["method"], of["model.moe_expert_count"], of["model.moec_cluster_count"])
         for cell, of in found.items()
     }
-    assert sizes == {("dense", 1, 1), ("moe", 8, 1), ("moec", 8, 2), ("moe", 32, 1), ("moec", 32, 8)}
+    assert sizes == {
+        ("dense", 1, 1), ("moe", 8, 1), ("moec", 8, 2), ("moe", 32, 1), ("moec", 32, 8),
+        ("dense-tuned", 1, 1), ("moe-tuned", 32, 1), ("moec-tuned", 32, 8),
+    }  # fmt: skip
     assert len(cells) == 3 * len(sizes) and len({of["optimization.max_update"] for of in found.values()}) == 1
     assert {of["lr_scheduler.total_num_update"] for of in found.values()} == {"${optimization.max_update}"}
     assert all(of["model.moec_expert_dropout"] == 0 for of in found.values())
