@@ -97,8 +97,12 @@ def test_training_resumes_after_merging(old, expected, fairseq: Command, ranks, 
     averages = state["extra_state"]["ema_fp32_params"]
     for found, wanted in ((state["model"], "model"), (averages, "ema")):
         assert names_of_routers(found) == NEW_NAMES
-        # processors round differently, by up to 1e-4 after these updates; with a new optimizer it would be 1e-2
-        torch.testing.assert_close(flat(found), expected[ranks][wanted], rtol=0, atol=5e-4)
+        # Attention does not depend on the bias of its keys. The gradient of that is but rounding, which differs from
+        # processor to processor, and of which Adam makes steps.
+        is_bias = flat({name: torch.full_like(of, name.endswith("k_proj.bias")) for name, of in found.items()}).bool()
+        ours, theirs = flat(found), expected[ranks][wanted]
+        torch.testing.assert_close(ours[~is_bias], theirs[~is_bias], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(ours[is_bias], theirs[is_bias], rtol=0, atol=5e-4)
     (name,) = [n for n in averages if n.startswith("encoder") and n.endswith("expert_embeddings_NK")]
     assert not torch.equal(averages[name], state["model"][name])
 
