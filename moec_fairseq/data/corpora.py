@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moec_fairseq.__main__ import ROOT
+from moec_fairseq.data.formats.archives import EXTRACTED
 from moec_fairseq.data.formats.places import Part, located
 from moec_fairseq.data.identification import OTHER, drop_other_languages, names_of
 from moec_fairseq.data.languages import SPLITS, check_languages
@@ -91,11 +92,11 @@ def _pins(option: str, language: str, tier: str) -> list[Pin]:
 
 def _own(parts: list[Part], source: str, target: str) -> Corpus:
     def write(_: Path, out: Path, *__: Any) -> Counter[str]:
-        with located(parts, own_files(parts), out.with_name("extracted")) as texts:
+        with located(parts, own_files(parts), out.with_name(EXTRACTED)) as texts:
             sides = {part.use: (text[source], text[target]) for part, text in zip(parts, texts, strict=True)}
             return write_own(sides, source, target, out)
 
-    return Corpus("own", source, target, write, _states(parts))
+    return Corpus("own", source, target, write, [source, target, _states(parts)])
 
 
 def _states(parts: Sequence[Part]) -> list[Any]:
@@ -131,7 +132,7 @@ def _own_of_many(parts_of: dict[str, list[Part]], several: Languages, temperatur
     alone = [part for _, part in parts]
 
     def write(_: Path, out: Path) -> dict[str, Counter[str]]:
-        with located(alone, own_files(alone), out.with_name("extracted")) as texts:
+        with located(alone, own_files(alone), out.with_name(EXTRACTED)) as texts:
             sides: dict[str, dict[str, Sides]] = {language: {} for language in several.many}
             for (language, part), text in zip(parts, texts, strict=True):
                 sides[language][part.use] = text[several.one], text[language]

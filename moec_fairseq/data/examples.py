@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from moec_fairseq.data.formats.archives import download_missing, extract
+from moec_fairseq.data.formats.archives import EXTRACTED, download_missing, extract
 from moec_fairseq.data.formats.compressed import found_as
 from moec_fairseq.data.formats.text import normalise_space, raw_lines
 from moec_fairseq.data.glue import Column, GlueTask, Layout, Table
@@ -90,7 +90,7 @@ def write_examples(task: GlueTask, raw: Path, out: Path) -> Counter[str]:
     Raises:
         ValueError: files cannot be downloaded or read, or a row is not what it should be; names file and line.
     """
-    extracted = out.with_name("extracted")
+    extracted = out.with_name(EXTRACTED)
     found = find_files(task, raw)
     if found is None:
         archives = download_missing(task.archives, raw)

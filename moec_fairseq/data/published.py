@@ -8,7 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from moec_fairseq.data.cleaning import normalise
-from moec_fairseq.data.formats.archives import download_missing
+from moec_fairseq.data.formats.archives import EXTRACTED, download_missing
 from moec_fairseq.data.formats.places import located
 from moec_fairseq.data.formats.sentences import Side, parallel_sentences
 from moec_fairseq.data.formats.text import Sentence, on_one_line
@@ -114,5 +114,5 @@ def write_published(
 ) -> Counter[str]:
     """Download what ``raw`` lacks, unpack it beside ``out``, and write the text of each split; see ``write_texts``."""
     archives = dict(zip(recipe.archives, download_missing(recipe.archives.values(), raw), strict=True))
-    with located(recipe.parts, archives, out.with_name("extracted")) as texts:
+    with located(recipe.parts, archives, out.with_name(EXTRACTED)) as texts:
         return write_texts(recipe, texts, out, pool, ahead, distinct)

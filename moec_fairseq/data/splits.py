@@ -224,13 +224,19 @@ def _sentences(sides: Sides) -> Iterator[tuple[str, str]]:
 
 def _copy(split: str, sides: Sides, copies: tuple[Path, Path]) -> list[int]:
     """Copy a held-out split that the user gave; return the fingerprints of its sources."""
-    sources = []
+    sources, left_out = [], 0
+    names = " and ".join(dict.fromkeys(map(str, sides)))
     with whole_texts(list(copies)) as (source_file, target_file):
         for source, target in _sentences(sides):
+            if not (source and target):  # which would be scored as a wrong translation
+                left_out += 1
+                continue
             source_file.write(source + "\n")
             target_file.write(target + "\n")
             sources.append(fingerprint(source))
-    print(f"{split}: {' and '.join(dict.fromkeys(map(str, sides)))}, as they are")
+        if not sources:
+            raise ValueError(f"{split}: {names} have no pair with text on both sides; give others")
+    print(f"{split}: {names}, as they are{f', but for {left_out} pairs without one side' if left_out else ''}")
     return sources
 
 

@@ -20,7 +20,7 @@ from moec_fairseq.data.cleaning import Limits
 from moec_fairseq.data.formats.text import lines, raw_lines
 from moec_fairseq.data.gpt2_bpe import Gpt2Model
 from moec_fairseq.data.languages import SPLITS, parallel_paths
-from moec_fairseq.util.files import whole_files, whole_folder, whole_texts
+from moec_fairseq.util.files import whole_files, whole_folder, whole_texts, without_separators
 from moec_fairseq.util.processes import chunks, in_order, run_fairseq
 
 MAX_TRAINING_LINES = 2_000_000  # a sample of this size says enough about subwords, and bounds the memory
@@ -316,12 +316,13 @@ def binarise(subwords: Path, source: str, target: str, workers: int, out: Path, 
         parts: of valid and test, by the names of their files.
     """
     names = {split: [split, *(part for part in parts if part.startswith(split))] for split in SPLITS}
-    prefixes = {split: ",".join(str(subwords / name) for name in named) for split, named in names.items()}
     with whole_folder(out) as folder:
-        _preprocess(
-            folder, workers, "--source-lang", source, "--target-lang", target, "--joined-dictionary",
-            *(argument for split in SPLITS for argument in (f"--{split}pref", prefixes[split])),
-        )  # fmt: skip
+        with without_separators(subwords) as texts:
+            prefixes = {split: ",".join(str(texts / name) for name in named) for split, named in names.items()}
+            _preprocess(
+                folder, workers, "--source-lang", source, "--target-lang", target, "--joined-dictionary",
+                *(argument for split in SPLITS for argument in (f"--{split}pref", prefixes[split])),
+            )  # fmt: skip
         for split, (_, *others) in names.items():
             for number, name in enumerate(others, start=1):
                 for path in folder.glob(f"{split}{number}.*"):  # as fairseq calls them
@@ -337,10 +338,10 @@ def binarise_text(subwords: Path, dictionary: Path | None, workers: int, out: Pa
         workers: processes.
         out: folder; it appears when it is complete. fairseq's log goes beside it.
     """
-    with whole_folder(out) as folder:
+    with whole_folder(out) as folder, without_separators(subwords) as texts:
         _preprocess(
             folder, workers, "--only-source", *(["--srcdict", dictionary] if dictionary else []),
-            *(argument for split in SPLITS for argument in (f"--{split}pref", subwords / f"{split}.txt")),
+            *(argument for split in SPLITS for argument in (f"--{split}pref", texts / f"{split}.txt")),
         )  # fmt: skip
 
 

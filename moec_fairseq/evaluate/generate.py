@@ -13,6 +13,7 @@ from torch import Tensor
 import moec_fairseq
 from moec_fairseq.data.subwords import WORD_MARK
 from moec_fairseq.evaluate.model import ModelFacts
+from moec_fairseq.util.files import without_separators
 from moec_fairseq.util.processes import run_fairseq
 from moec_fairseq.util.progress import follow
 
@@ -54,11 +55,19 @@ class Search:
 
 @dataclass(frozen=True)
 class Binarised:
-    """Binary data to translate: the folder, the split, and how words are segmented, as fairseq calls it."""
+    """Binary data to translate.
+
+    Attributes:
+        binary: the folder.
+        subset: the split.
+        segmentation: how words are segmented, as fairseq calls it.
+        lines: number of each sentence in the text it is of; None: 1, 2, 3, ...
+    """
 
     binary: Path
     subset: str
     segmentation: str
+    lines: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -113,8 +122,9 @@ def generate(
         print(f"{len(too_long)} sentences have more than {longest} subwords and are truncated, as in training")
     elif too_long:
         first = too_long[0]
+        line = data.lines[first] if data.lines else first + 1
         raise ValueError(
-            f"line {first + 1} has {len(sentences[first])} subwords, but the model takes at most {longest}; divide it"
+            f"line {line} has {len(sentences[first])} subwords, but the model takes at most {longest}; divide it"
         )
 
     def show(lines: Iterable[str], file: TextIO) -> None:
@@ -122,16 +132,17 @@ def generate(
 
     limit = ["--truncate-source", "--max-source-positions", longest] if facts.truncates_sources else []
     size = [] if search.batch_size is None else ["--batch-size", search.batch_size]
-    run_fairseq(
-        "generate", data.binary.absolute(), "--user-dir", moec_fairseq.__path__[0], "--path", model,
-        f"--gen-subset={data.subset}", f"--source-lang={source}", f"--target-lang={target}",
-        *(facts.several.options if facts.several else ()), *limit, *size,
-        "--beam", search.beam, "--nbest", search.n_best, "--lenpen", search.lenpen, "--max-tokens", search.max_tokens,
-        f"--remove-bpe={data.segmentation}",
-        "--distributed-world-size", 1,  # or fairseq leaves a share of the sentences to each other GPU
-        *(["--cpu"] if search.cpu or not torch.cuda.is_available() else []),
-        log=log, read=show,
-    )  # fmt: skip
+    with without_separators(model) as path:
+        run_fairseq(
+            "generate", data.binary.absolute(), "--user-dir", moec_fairseq.__path__[0], "--path", path,
+            f"--gen-subset={data.subset}", f"--source-lang={source}", f"--target-lang={target}",
+            *(facts.several.options if facts.several else ()), *limit, *size,
+            "--beam", search.beam, "--nbest", search.n_best, "--lenpen", search.lenpen,
+            "--max-tokens", search.max_tokens, f"--remove-bpe={data.segmentation}",
+            "--distributed-world-size", 1,  # or fairseq leaves a share of the sentences to each other GPU
+            *(["--cpu"] if search.cpu or not torch.cuda.is_available() else []),
+            log=log, read=show,
+        )  # fmt: skip
     return len(sentences)
 
 
@@ -159,7 +170,7 @@ def read_hypotheses(log: Iterable[str], count: int) -> list[list[Hypothesis]]:
             found.setdefault(int(match[5]), []).append(Hypothesis(match[7], float(match[6])))
     if missing := sorted(set(range(count)) - found.keys()):
         raise ValueError(
-            f"{len(missing)} of {count} translations are missing, the first is that of line {missing[0] + 1}; "
+            f"{len(missing)} of {count} translations are missing, the first is that of sentence {missing[0] + 1}; "
             "give the same command again"
         )
     check_words(hypothesis.text for hypotheses in found.values() for hypothesis in hypotheses)

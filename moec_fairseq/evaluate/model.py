@@ -12,6 +12,7 @@ from moec_fairseq.checkpoint.names import find_files, last_checkpoints
 from moec_fairseq.checkpoint.state import State, group, load_state, num_experts, num_updates
 from moec_fairseq.checkpoint.tools import average as write_average
 from moec_fairseq.data.cleaning import normalise
+from moec_fairseq.data.formats.text import normalise_space
 from moec_fairseq.data.languages import language_pairs
 from moec_fairseq.data.multilingual import MANY, Languages, tag
 from moec_fairseq.data.pipeline import PREPARED, SENTENCEPIECE
@@ -361,9 +362,10 @@ class DataOfModel:
         """Segment and binarise plain text as that of the training was; see ``binarise_sentences``."""
         model = self.subword_model()
         dictionaries = [self.dictionary(side) for side in ("source", "target")]
-        if about_data(self.prepared).get("normalised", True):  # as all text was before version 0.3
-            sentences = map(normalise, sentences)
-            translations = None if translations is None else map(normalise, translations)
+        normalised = about_data(self.prepared).get("normalised", True)  # as all text was before version 0.3
+        clean = normalise if normalised else normalise_space
+        sentences = map(clean, sentences)
+        translations = None if translations is None else map(clean, translations)
         if self.many:
             sentences = (f"{tag(self.target)} {sentence}" for sentence in sentences)
         return binarise_sentences(sentences, model, dictionaries, self.source, self.target, out, translations)

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from collections.abc import Mapping
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,7 +45,7 @@ def translate(
     with TemporaryDirectory(prefix="moec-translate-") as folder:
         scratch = Path(folder)
         sentences = _read(text, scratch)
-        wanted = [sentence for sentence in sentences if sentence]
+        wanted = {number: sentence for number, sentence in enumerate(sentences, start=1) if sentence}
         with redirect_stdout(sys.stderr):  # all but translations
             found = iter(_translated(wanted, checkpoint, data, (source_lang, target_lang), search, scratch))
         with whole_texts([output]) if output else nullcontext([sys.stdout]) as (file,):
@@ -114,7 +115,7 @@ def _read(text: Path | None, scratch: Path) -> list[str]:
 
 
 def _translated(
-    sentences: list[str],
+    sentences: Mapping[int, str],
     checkpoint: Path,
     data: Path | None,
     languages: tuple[str | None, str | None],
@@ -127,7 +128,8 @@ def _translated(
     facts = model_facts(whole)
     data = data or data_beside(checkpoint, facts.data)
     place = DataOfModel(data, facts, *languages)
-    binary = Binarised(place.binarise(sentences, scratch / "input"), "test", "sentencepiece")
+    folder = place.binarise(sentences.values(), scratch / "input")
+    binary = Binarised(folder, "test", "sentencepiece", [*sentences])
     log = scratch / "generate.log"
     count = generate(whole, facts, binary, place.source, place.target, search, log, sys.stderr)
     return read_hypotheses(raw_lines(log), count)

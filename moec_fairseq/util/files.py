@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TextIO
 
 from filelock import FileLock, Timeout
@@ -60,6 +61,18 @@ def whole_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
     yield part
     part.replace(out)
+
+
+@contextmanager
+def without_separators(path: Path) -> Iterator[Path]:
+    """Yield a path of a file or folder without commas and colons, at which fairseq splits what names several."""
+    if not {",", os.pathsep}.intersection(str(path)):
+        yield path
+        return
+    with TemporaryDirectory(prefix="moec-") as folder:
+        link = Path(folder, "link")
+        link.symlink_to(path.absolute())
+        yield link
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 # where a container or a job of a cluster may have a limit of its own
@@ -51,9 +52,13 @@ def gpus() -> list[Gpu]:
     done = subprocess.run(query, capture_output=True, text=True)
     if done.returncode != 0:
         return []
-    rows = csv.reader(done.stdout.splitlines(), skipinitialspace=True)
-    found = [Gpu(name, int(mib) << 20, float(capability)) for name, mib, capability in rows]
+    found = [
+        # memory that it shares with the cores is [N/A]
+        Gpu(name, int(mib) << 20 if mib.isdecimal() else memory(), float(capability))
+        for name, mib, capability in csv.reader(done.stdout.splitlines(), skipinitialspace=True)
+    ]
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is None or not all(number.isdecimal() for number in chosen.split(",") if number):
+    if chosen is None or chosen.startswith(("GPU-", "MIG-")):
         return found  # all, or some by other names than their numbers
-    return [found[int(number)] for number in chosen.split(",") if number and int(number) < len(found)]
+    numbers = takewhile(lambda number: number.isdecimal() and int(number) < len(found), chosen.split(","))
+    return [found[int(number)] for number in numbers]  # CUDA leaves out all from the first that is none, such as -1

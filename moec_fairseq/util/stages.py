@@ -11,7 +11,7 @@ from moec_fairseq.util.files import write_json
 
 
 class Stages:
-    """The steps of a pipeline; before one is done again, the results of all later ones are removed.
+    """The steps of a pipeline; before one is done again, what it no longer makes and all later results are removed.
 
     Args:
         out: folder of all results.
@@ -49,7 +49,7 @@ class Stages:
                 print(f"{name}: done before", flush=True)
                 self.settings.append(done["when"])
                 return done["result"]
-        self._forget_from(name)
+        self._forget_from(name, results)
         print(f"{name} ...", flush=True)
         result = step()
         when = time.time_ns()
@@ -67,14 +67,14 @@ class Stages:
     def _note(self, name: str) -> Path:
         return self.out / f".{name}.done"
 
-    def _forget_from(self, name: str) -> None:
-        """Remove what is known of a step, and the results of all later ones, which would no longer fit."""
-        self._note(name).unlink(missing_ok=True)
+    def _forget_from(self, name: str, results: Sequence[Path]) -> None:
+        """Remove what is known of a step, and what no longer fits: later results, and its own of other names."""
         for note in self.out.glob(".*.done"):
             done = json.loads(note.read_text(encoding="utf-8"))
-            if name in (step[0] for step in done["settings"][:-1:2]):
-                for result in done.get("results", []):
-                    _remove(self.out / result)
+            if name in (step[0] for step in done["settings"][::2]):
+                for result in map(self.out.joinpath, done.get("results", [])):
+                    if note != self._note(name) or result not in results:  # its own are replaced as they are made
+                        _remove(result)
                 note.unlink()
 
 

@@ -64,7 +64,7 @@ def test_archives_are_unpacked(tmp_path: Path) -> None:
     task = replace(task, archives=(replace(task.archives[0], bytes=None, sha256=None),))
     write_examples(task, tmp_path / "raw", tmp_path / "out/text")
     assert {path.stem: list(read_examples(path)) for path in tmp_path.glob("out/text/*")} == expected("MNLI")
-    assert not (tmp_path / "out/extracted").exists()
+    assert not (tmp_path / "out/.extracted").exists()
     with pytest.raises(ValueError, match=r"MNLI.zip has \d+ bytes instead of 312783507"):
         write_examples(find_task("MNLI"), tmp_path / "raw", tmp_path / "out/text")
 

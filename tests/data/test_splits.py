@@ -108,6 +108,18 @@ def test_given_sets_stay_as_they_are_and_overlap_is_counted(tmp_path: Path, caps
     }
 
 
+def test_pairs_without_a_translation_are_not_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = write(tmp_path / "train", SOURCES, TARGETS)
+    test = write(tmp_path / "test", ["one", "two", "", "three"], ["eins", " ", "nichts", "drei"])
+    own(train, None, test, "en", "de", tmp_path / "out")
+    assert (tmp_path / "out/test.en").read_text() == "one\nthree\n"
+    assert (tmp_path / "out/test.de").read_text() == "eins\ndrei\n"
+    assert "test.de, as they are, but for 2 pairs without one side\n" in capsys.readouterr().out
+    valid = write(tmp_path / "valid", ["one"], [""])
+    with pytest.raises(ValueError, match=r"^valid: .*valid\.en and .*valid\.de have no pair with text on both sides; "):
+        own(train, valid, None, "en", "de", tmp_path / "other")
+
+
 def test_what_is_not_given_is_split_off(tmp_path: Path) -> None:
     train = write(tmp_path / "train", SOURCES, TARGETS)
     test = write(tmp_path / "test", ["unseen"], ["ungesehen"])

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from moec_fairseq.__main__ import run as moec
 from tests.python import python_m
 
 from . import published
@@ -50,7 +51,7 @@ def trained(tmp_path, server, local_recipe):
     return tmp_path
 
 
-def test_from_archives_to_scores(trained):
+def test_from_archives_to_scores(trained, monkeypatch):
     evaluate = ["evaluate", "--checkpoints", "checkpoints/small_moec/seed1", "--table", "results.csv", "--beam", 2]
     done = run(*evaluate, "--average", 2, cwd=trained)
     assert done.returncode == 0, done.stderr + done.stdout
@@ -102,6 +103,10 @@ def test_from_archives_to_scores(trained):
     assert done.returncode == 0, done.stderr
     first, empty, third = done.stdout.splitlines()
     assert first and third and not empty and "\u2581" not in done.stdout and "2/2 sentences" in done.stderr
+    (trained / "in.en").write_text("\n\n" + "word " * 2000)
+    monkeypatch.chdir(trained)
+    with pytest.raises(ValueError, match="line 3 has 2001 subwords, but the model takes at most 1024; divide it"):
+        moec(["translate", "checkpoints/small_moec/seed1", "--input", "in.en"])
     (trained / "in.en").write_text(text)
     options = ("--n-best", 2, "--score", "--beam", 2, "--input", "in.en", "--output", "out.de", "--batch-size", 1)
     done = run("translate", "checkpoints/small_moec/seed1/checkpoint_best.pt", *options, cwd=trained)

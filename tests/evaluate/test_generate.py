@@ -1,4 +1,5 @@
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,9 +30,9 @@ def test_translations_come_in_order_the_best_first():
 
 
 def test_missing_translations():
-    with pytest.raises(ValueError, match="1 of 3 translations are missing, the first is that of line 3"):
+    with pytest.raises(ValueError, match="1 of 3 translations are missing, the first is that of sentence 3"):
         read_hypotheses(LOG, 3)
-    with pytest.raises(ValueError, match="1 of 2 translations are missing, the first is that of line 1"):
+    with pytest.raises(ValueError, match="1 of 2 translations are missing, the first is that of sentence 1"):
         read_hypotheses(["D-1\t-0.5\tzwei"], 2)
 
 
@@ -58,6 +59,9 @@ def test_a_line_that_is_too_long_is_named(reversal_data, tmp_path):
     first = next(n for n in range(200) if len(dataset(data, "src", "tgt")[n]) > 6)
     with pytest.raises(ValueError, match=f"line {first + 1} has 7 subwords, but the model takes at most 6; divide it"):
         generate(tmp_path, facts, data, "src", "tgt", Search(), tmp_path / "log", sys.stdout)
+    with pytest.raises(ValueError, match=f"line {2 * first + 5} has 7 subwords"):
+        apart = replace(data, lines=range(5, 405, 2))
+        generate(tmp_path, facts, apart, "src", "tgt", Search(), tmp_path / "log", sys.stdout)
 
 
 @pytest.mark.parametrize("sizes, sentence", [

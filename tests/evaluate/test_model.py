@@ -97,13 +97,13 @@ def test_dictionaries_of_a_model_of_several_pairs(binary, tmp_path):
     assert found.chosen == "en-de"
 
 
-@pytest.mark.parametrize("about, expected", [(None, "a-b"), ("true", "a-b"), ("false", "a–b")])
+@pytest.mark.parametrize("about, expected", [(None, "a-b c"), ("true", "a-b c"), ("false", "a–b c")])
 def test_text_is_normalised_as_that_of_the_training(binary, tmp_path, monkeypatch, about, expected):
     monkeypatch.setattr("moec_fairseq.evaluate.model.binarise_sentences", lambda sentences, *_: list(sentences))
     (binary.parent / "spm.model").touch()
     if about:
         (binary.parent / "prepared.json").write_text(f'{{"normalised": {about}}}')
-    assert DataOfModel(binary, facts("gone", "en", "de")).binarise(["a–b"], tmp_path) == [expected]
+    assert DataOfModel(binary, facts("gone", "en", "de")).binarise(["a–b\u00a0c\r"], tmp_path) == [expected]
 
 
 @pytest.fixture

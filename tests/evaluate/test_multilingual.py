@@ -150,7 +150,8 @@ def test_each_pair_is_evaluated(two_pairs, monkeypatch, capsys):
 
 
 def test_text_without_translations(two_pairs, tmp_path):
-    model = two_pairs / "saved/checkpoint_last.pt"
+    model = tmp_path / "12:30.pt"  # fairseq would read the files 12 and 30.pt
+    model.symlink_to(two_pairs / "saved/checkpoint_last.pt")
     facts = model_facts(model)
     for name in ("dict.en.txt", "dict.pt.txt", "test.en-pt.en.bin", "test.en-pt.en.idx"):
         (tmp_path / name).write_bytes((two_pairs / "bin0" / name).read_bytes())

@@ -15,6 +15,7 @@ A100, T4 = Gpu("NVIDIA A100-SXM4-80GB", 80 << 30, 8.0), Gpu("Tesla T4", 15 << 30
 
 @pytest.mark.parametrize("visible, expected", [
     (None, [A100, T4]), ("1", [T4]), ("1,0", [T4, A100]), ("", []), ("GPU-8932f937", [A100, T4]), ("0,7", [A100]),
+    ("-1", []), ("0,-1,1", [A100]), ("NoDevFiles", []),
 ])  # fmt: skip
 def test_gpus_are_those_of_the_drivers_tool(tmp_path, monkeypatch, visible, expected):
     (tmp_path / "nvidia-smi").write_text(TOOL)
@@ -24,6 +25,14 @@ def test_gpus_are_those_of_the_drivers_tool(tmp_path, monkeypatch, visible, expe
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert machine.gpus() == expected
+
+
+def test_a_gpu_without_memory_of_its_own_has_that_of_the_machine(tmp_path, monkeypatch):
+    (tmp_path / "nvidia-smi").write_text('#!/bin/sh\necho "NVIDIA GB10, [N/A], 12.1"\n')
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert machine.gpus() == [Gpu("NVIDIA GB10", machine.memory(), 12.1)]
 
 
 def test_without_the_tool_or_a_driver_there_are_no_gpus(tmp_path, monkeypatch):

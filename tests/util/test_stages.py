@@ -62,7 +62,16 @@ def test_results_of_later_steps_go_first(pipeline):
     (pipeline.folder / "last").mkdir()
     stages.do("third", 3, pipeline.second, results=[pipeline.folder / "last"])
     with pytest.raises(ValueError):
-        Stages(pipeline.folder).do("first", 4, fails)
+        Stages(pipeline.folder).do("first", 4, fails, results=[pipeline.result])
+
+
+def test_a_result_that_is_no_longer_made_goes(pipeline):
+    other = pipeline.folder / "other"
+    other.touch()
+    Stages(pipeline.folder).do("first", 8, pipeline.first, results=[other, pipeline.result])
+    Stages(pipeline.folder).do("first", 9, lambda: pipeline.result.exists() and other.touch(), results=[other])
+    assert other.exists() and not pipeline.result.exists()
+    assert pipeline.run() == ["first", "second"] and not other.exists()
 
 
 def test_broken_off_after_a_step_that_was_done_again(pipeline):

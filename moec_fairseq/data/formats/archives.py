@@ -34,6 +34,7 @@ TRIES = 6  # in a row that bring nothing new
 PAUSE = 1.0  # seconds before the second of them; doubled before each further one
 PASSING = (429, 500, 502, 503, 504)  # answers of a server that may be another one soon
 TIMEOUT = 60.0  # seconds without a byte
+EXTRACTED = ".extracted"  # folder for what archives hold, which comes and goes: nobody keeps files of his own there
 
 
 @dataclass(frozen=True)

@@ -202,7 +202,10 @@ def written(folder, prefixes, files, languages=("en", "de")):
 
 
 def test_own_text_in_any_format_is_split_alike(tmp_path):
-    """A zip as OPUS has it and a table with a header, by a real command line, are what two files of lines are."""
+    """A zip as OPUS has it and a table with a header, by a real command line, are what two files of lines are.
+
+    Files of the user stay, even in the folder for results, whose name may have signs that fairseq takes for its own.
+    """
     pairs = own_pairs(400)
     sides = {"en": "".join(f"{one}\n" for one, _ in pairs), "de": "".join(f"{other}\n" for _, other in pairs)}
     for language, text in sides.items():
@@ -215,18 +218,35 @@ def test_own_text_in_any_format_is_split_alike(tmp_path):
     expected = written(tmp_path, {}, files | {"valid": [f"{tmp_path}/dev.tsv.gz"]})
     assert expected["valid.de"].splitlines() == [other for _, other in pairs[:9]]
 
-    options = ["--train", "de-en.txt.zip", "--valid", "dev.tsv.gz", "--vocab-size", 50, "--out", "prepared"]
+    out = tmp_path / "en,de:1"
+    (out / "extracted").mkdir(parents=True)
+    dev = (tmp_path / "dev.tsv.gz").rename(out / "extracted/dev.tsv.gz")
+    options = ["--train", "de-en.txt.zip", "--valid", dev, "--vocab-size", 50, "--out", out.name]
     done = python_m("moec_fairseq", "prepare", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert {path.name: path.read_text() for path in (tmp_path / "prepared/text").glob("*.??")} == expected
-    assert (tmp_path / "prepared/binary/train.en-de.en.bin").stat().st_size
-    assert not (tmp_path / "prepared/extracted").exists()
+    assert {path.name: path.read_text() for path in (out / "text").glob("*.??")} == expected
+    assert (out / "binary/train.en-de.en.bin").stat().st_size
+    assert dev.exists() and not (out / ".extracted").exists()
+
+
+def chosen(files, **languages):
+    nothing = dict.fromkeys(("corpus", "source", "target", "sources", "targets"))
+    options = {"recipes": Path(), "prefixes": {}, "tier": "small", "distinct": False, "sampling_temperature": 1.0}
+    return choose_corpus(**nothing | languages, **options, files={"train": files})
+
+
+def test_the_same_columns_in_other_languages_are_another_text(tmp_path):
+    (tmp_path / "x.tsv").write_bytes(tsv(own_pairs(3)))
+    columns = [f"{tmp_path}/x.tsv#1", f"{tmp_path}/x.tsv#2"]
+    one, again, exchanged = (
+        chosen(columns, source=source, target=target).settings
+        for source, target in (("en", "de"), ("en", "de"), ("de", "en"))
+    )
+    assert one == again != exchanged
 
 
 def of_many(files):
-    nothing = dict.fromkeys(("corpus", "source", "target", "sources"))
-    options = {"recipes": Path(), "prefixes": {}, "tier": "small", "distinct": False, "sampling_temperature": 1.0}
-    return choose_corpus(**nothing, **options, targets="de,fr", files={"train": files})
+    return chosen(files, targets="de,fr")
 
 
 def test_one_file_for_many_languages(tmp_path):
