@@ -98,7 +98,9 @@ def load_together(cfg: Any, trainer: Any, **kwargs: Any) -> Any:
         world_size = trainer.cfg.distributed_training.distributed_world_size if trainer.shares_experts else 1
         check_processes(last, world_size)
         if trainer.shares_experts:
+            folder.mkdir(parents=True, exist_ok=True)  # fairseq makes that of rank 0, but machines may have their own
             finish_renaming(folder, suffix)
+            finish_removing(folder, suffix)
         if trainer.is_moec:
             check_ranks(last, world_size)
         # fairseq 0.12.2 has no --continue-once
@@ -107,10 +109,10 @@ def load_together(cfg: Any, trainer: Any, **kwargs: Any) -> Any:
         extra_state, batches = _load_checkpoint(cfg, trainer, **kwargs)
     else:
         files = find_files(Path(named))
+        begins_anew = named == cfg.finetune_from_model or cfg.reset_optimizer
         cfg = deepcopy(cfg)
         if cfg.finetune_from_model is not None:
             cfg.finetune_from_model = str(next(iter(files.ranks.values())))  # fairseq checks that it exists
-        begins_anew = named == cfg.finetune_from_model or cfg.reset_optimizer
         with own_experts(trainer, files, optimizer=not begins_anew):
             extra_state, batches = _load_checkpoint(cfg, trainer, **kwargs)
     resets = (cfg.reset_optimizer, cfg.reset_lr_scheduler, cfg.reset_dataloader, cfg.reset_meters)
@@ -156,6 +158,20 @@ def finish_renaming(folder: Path, suffix: str) -> None:
             part.replace(path)
         dist.barrier()
         part.unlink(missing_ok=True)
+
+
+def finish_removing(folder: Path, suffix: str) -> None:
+    """Remove the files of best checkpoints that another rank has removed already; all must call this.
+
+    Reason: with ``--keep-best-checkpoints``, each rank decides by its own files whether to save another.
+
+    Args:
+        folder: where this rank saves.
+        suffix: what is added to the names of this rank's files.
+    """
+    own = {path.name.removesuffix(f"{suffix}.pt") for path in folder.glob(f"checkpoint.best_*{suffix}.pt")}
+    for name in own - set.intersection(*of_all_ranks(own)):
+        (folder / f"{name}{suffix}.pt").unlink()
 
 
 def check_ranks(path: Path, world_size: int) -> None:

@@ -53,8 +53,9 @@ def train_once(
             print("training: done before")
             return
         if before.get("settings") != now["settings"] or before["max_update"] > last:
-            for path in save_dir.iterdir():  # with the lock, which is ours
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            for path in save_dir.iterdir():
+                if path.name != ".training.lock":  # which keeps others away as long as it is there
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
         write_json(note, now | {"finished": False})
         train(
             config=config,

@@ -115,7 +115,7 @@ class Study:
                     raise ValueError(f"{both[0]} was given, but is set by an axis of {self.path}; leave it out there.")
                 name = "_".join(f"{axis.rpartition('.')[2]}={label.strip('[]')}" for axis, label in labels.items())
                 name = re.sub(r"[^\w.=+-]+", "_", name)  # no commas, at which fairseq-preprocess splits paths
-                if name in cells:
+                if name in cells or labels in (cell.labels for cell in cells.values()):
                     raise ValueError(f"{self.path}: two cells of the grid are called {name}; give them other labels.")
                 cells[name] = Cell(out / name, labels, list((fixed | chosen).values()))
         return list(cells.values())

@@ -169,8 +169,10 @@ def _differences(study: Study, groups: Sequence[Group]) -> list[Group]:
         base = by_labels.get(tuple((labels | baseline).items()), group)
         if base is group:
             continue
-        others = {row[repeat]: row for row in base if row["state"] == "finished"}
-        pairs = [(row, others[row[repeat]]) for row in group if row["state"] == "finished" and row[repeat] in others]
+        others = {row.get(repeat): row for row in base if row["state"] == "finished"}  # one grid may lack that axis
+        pairs = [
+            (row, others[row.get(repeat)]) for row in group if row["state"] == "finished" and row.get(repeat) in others
+        ]
         rows: list[Row] = [
             {name: float(row[name]) - float(other[name]) for name in study.columns if name in row and name in other}
             for row, other in pairs

@@ -34,6 +34,7 @@ from moec_fairseq.util.stages import Stages
 
 OWN = ("checkpoint.save_dir", "common.log_format")  # options that a study sets itself
 LAST_UPDATE = re.compile(r'num_updates": "(\d+)"')
+GPUS = "GPUs of each training (--jobs)"  # of which the size of an update depends
 POLL = 0.5  # seconds between two looks at the trainings
 
 
@@ -57,7 +58,7 @@ def study(study: str, overrides: Sequence[str], jobs: int, out: Path | None, rep
     folder.mkdir(parents=True, exist_ok=True)
     with alone_with(folder, f"another moec study is at work in {folder}; wait for it, or give another --out."):
         print(f"{wanted.path.stem}: checking {len(cells)} trainings", flush=True)
-        todo = [cell for cell in cells if _prepare(wanted, cell)]
+        todo = [cell for cell in cells if _prepare(wanted, cell, jobs)]
         run_cells(cells, todo, jobs, sys.stdout)
     write_report(wanted, cells, folder)
     if failed := [cell.folder.name for cell in cells if cell.note()["state"] == "failed"]:
@@ -67,7 +68,7 @@ def study(study: str, overrides: Sequence[str], jobs: int, out: Path | None, rep
         )
 
 
-def _prepare(study: Study, cell: Cell) -> bool:
+def _prepare(study: Study, cell: Cell, jobs: int) -> bool:
     """Check the options of a cell and note them; return whether it has still to be done.
 
     Raises:
@@ -84,14 +85,20 @@ def _prepare(study: Study, cell: Cell) -> bool:
     leaves = {key: value for key, value in configuration.values.items() if not isinstance(value, dict)}
     del leaves["checkpoint.save_dir"]  # the folder may be moved
     settings = json.loads(json.dumps(leaves, default=str))
+    if gpus := gpus_of_each(jobs):
+        settings[GPUS] = gpus
     before = cell.note()
     if before["state"] == "finished" or any(cell.folder.glob("checkpoint*.pt")):
         _check_same(cell, before["settings"], settings)
     else:
         cell.log.unlink(missing_ok=True)  # of an attempt that has left nothing to go on with
-    if before["state"] == "finished" and before["evaluate"] == study.evaluate:
+    finished = before["state"] == "finished"
+    if finished and before["evaluate"] == study.evaluate:
         return False
-    cell.write(config=str(configuration.path), overrides=overrides, settings=settings, evaluate=study.evaluate)
+    state = "unfinished" if finished else before["state"]  # its scores are of another evaluation
+    cell.write(
+        state=state, config=str(configuration.path), overrides=overrides, settings=settings, evaluate=study.evaluate
+    )
     return True
 
 
@@ -170,9 +177,16 @@ def share_of_machine(slot: int, jobs: int) -> dict[str, str]:
     share = {"OMP_NUM_THREADS": str(max(1, threads // jobs))}
     if gpus := torch.cuda.device_count():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
-        devices = visible.split(",")
-        share["CUDA_VISIBLE_DEVICES"] = ",".join(devices[slot::jobs] or [devices[slot % len(devices)]])
+        devices, each = visible.split(","), gpus_of_each(jobs)
+        first = slot * each % len(devices)
+        share["CUDA_VISIBLE_DEVICES"] = ",".join(devices[first : first + each])
     return share
+
+
+def gpus_of_each(jobs: int) -> int:
+    """Return how many GPUs each of ``jobs`` trainings has: the same number, or their batches would differ in size."""
+    gpus = torch.cuda.device_count()
+    return max(1, gpus // jobs) if gpus else 0
 
 
 def start_cell(cell: Cell, environment: Mapping[str, str]) -> "subprocess.Popen[str]":

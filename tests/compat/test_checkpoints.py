@@ -15,7 +15,13 @@ from fairseq.file_io import PathManager
 from moec_fairseq.__main__ import main as moec
 from moec_fairseq.checkpoint.tools import reshard
 from moec_fairseq.compat import checkpoints
-from moec_fairseq.compat.checkpoints import check_ranks, finish_renaming, num_updates, replacing_whole
+from moec_fairseq.compat.checkpoints import (
+    check_ranks,
+    finish_removing,
+    finish_renaming,
+    num_updates,
+    replacing_whole,
+)
 from moec_fairseq.models import MoECTransformerModel
 from tests.conftest import USER_DIR
 from tests.parallel.ranks import on_ranks
@@ -53,6 +59,18 @@ def test_the_very_first_checkpoint(tmp_path):
     save(tmp_path / name(1), 5, 1)
     save(tmp_path / name(0, part=True), 5, 1)
     assert on_ranks(2, finish, tmp_path) == [(5, ""), (5, "")]
+
+
+def finish_removals(rank: int, world_size: int, folder: Path) -> None:
+    finish_removing(folder, f"-rank-{rank}")
+
+
+def test_best_checkpoints_that_a_rank_has_removed_go_on_all(tmp_path):
+    kept = [f"checkpoint.best_loss_3.20-rank-{rank}.pt" for rank in range(2)]
+    for name in [*kept, "checkpoint.best_loss_4.10-rank-1.pt", "checkpoint7-rank-1.pt"]:
+        (tmp_path / name).touch()
+    on_ranks(2, finish_removals, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*kept, "checkpoint7-rank-1.pt"]
 
 
 @pytest.mark.parametrize("truncated", [True, False])

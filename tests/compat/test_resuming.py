@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from moec_fairseq.checkpoint.state import BUFFER, load_state
 from tests.parallel.ranks import on_ranks
+from tests.texts import MASKED_LM, SPARSE, write_text
 from tests.whole_trainings import Seen, train, train_with_stops, vars_of_training, write_corpus
 
 EPOCH = 6  # updates, of the first corpus
@@ -89,6 +90,15 @@ def test_stops_of_a_training_on_several_folders_of_data(corpora, undisturbed, tm
     data = os.pathsep.join(map(str, corpora))
     expected, _ = undisturbed(data)
     check_same(train_with_stops(data, tmp_path, [EPOCH, 7, 12, UPDATES], *SHORT), expected)
+
+
+def test_masks_are_those_of_the_epoch(once, tmp_path):
+    """Of which workers must hear before they begin, and they begin at once where nothing is read ahead."""
+    text, flags = once("text", write_text), (*MASKED_LM, "--num-workers", 1, "--data-buffer-size", 0)
+    expected = train(text, tmp_path / "whole", *flags, max_update=12, base=SPARSE)
+    seen = train_with_stops(text, tmp_path / "parts", [8, 12], *flags, base=SPARSE)
+    assert seen.sentences == expected.sentences and len(set(map(str, expected.sentences[:5]))) == 5
+    check_same(seen, expected)
 
 
 def test_stops_of_two_processes_change_nothing(corpora, tmp_path):

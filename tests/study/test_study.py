@@ -22,7 +22,7 @@ from moec_fairseq.moe.losses import GateLoss
 from moec_fairseq.study import report, study, trainings
 from moec_fairseq.study.grid import Cell, read_study
 from moec_fairseq.study.report import at_best
-from moec_fairseq.study.trainings import run_cell, share_of_machine
+from moec_fairseq.study.trainings import gpus_of_each, run_cell, share_of_machine
 from moec_fairseq.util import progress
 from moec_fairseq.util.files import alone_with
 
@@ -421,6 +421,18 @@ def test_differences_are_of_the_same_repetition(tmp_path, capsys):
     assert found == [("moec", "8", "moe"), ("moec", "64", "moe"), *to_dense]
 
 
+def test_a_grid_without_repetitions_is_compared_with_nothing(tmp_path):
+    grid = [{"method": ["moe", "moec"], "common.seed": [1, 2]}, {"method": {"dense": ["method=dense"]}}]
+    changes = {"baseline": {"method": "dense"}, "columns": ["valid_nll_loss"], "picture": {"x": "method", "y": []}}
+    path, out = write(tmp_path, grid=grid, **changes), tmp_path / "out"
+    for cell in read_study(path).cells(out):
+        cell.write(state="finished", settings=METRIC, reason="")
+        cell.log.write_text(f"{line('valid', valid_num_updates=10, valid_loss=9, valid_nll_loss=2)}\n")
+    start(path, out, report=True)
+    assert [row["valid_nll_loss n"] for row in rows(out / "table.csv")] == ["2", "2", "1"]
+    assert [row["valid_nll_loss n"] for row in rows(out / "differences.csv")] == ["0", "0"]
+
+
 def test_a_column_that_is_missing_is_said(tmp_path):
     path, out = write(tmp_path, columns=["valid_los"]), tmp_path / "out"
     fill(path, out)
@@ -428,7 +440,7 @@ def test_a_column_that_is_missing_is_said(tmp_path):
         start(path, out, report=True)
 
 
-def test_other_options_than_before_are_refused(stub, tmp_path):
+def test_other_options_than_before_are_refused(stub, tmp_path, monkeypatch):
     one = {"grid": {"method": ["moe"], "common.seed": [1]}, "picture": {"x": "method", "y": []}}
     path, out = write(tmp_path, **one), tmp_path / "out"
     start(path, out, f"task.data={tmp_path}")
@@ -438,10 +450,18 @@ def test_other_options_than_before_are_refused(stub, tmp_path):
     (out / "method=moe_seed=1" / "checkpoint_last.pt").unlink()
     with pytest.raises(ValueError, match="was trained with"):  # it is finished
         start(path, out, f"task.data={tmp_path}", "model.dropout=0.3")
-    # a new evaluation is no new training
+    # a new evaluation is no new training; until it is there, the old one does not count
     write(tmp_path, **one, evaluate="--best --subset valid")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(trainings, "run_cells", interrupted)
+        start(path, out, f"task.data={tmp_path}")
+    assert states(out) == {"method=moe_seed=1": "unfinished"} and not stub
     start(path, out, f"task.data={tmp_path}")
-    assert len(stub) == 1
+    assert len(stub) == 1 and states(out) == {"method=moe_seed=1": "finished"}
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("given, evaluate, words", [
@@ -502,6 +522,10 @@ def test_one_that_never_came_to_a_checkpoint_may_get_other_options(stub, tmp_pat
         (
             {"grid": {"x": {"a b": [], "a/b": []}}, "repeat": None, "picture": {"x": "x", "y": []}},
             "two cells of the grid are called x=a_b",
+        ),
+        (
+            {"grid": [{"method": ["moe"], "common.seed": [1]}, {"common.seed": [1, 2], "method": ["moe"]}]},
+            "two cells of the grid are called seed=1_method=moe",
         ),
         ({"columns": [1]}, "columns is [1], but must be a list of texts"),
         ({"evaluate": "--bset"}, "evaluate is '--bset', but must be options of moec evaluate: unrecognized"),
@@ -564,7 +588,7 @@ def test_threads_are_shared_out(monkeypatch, cores, jobs, threads):
 
 @pytest.mark.parametrize(
     "jobs, visible, shares",
-    [(1, None, ["0,1,2"]), (2, None, ["0,2", "1"]), (4, None, ["0", "1", "2", "0"]), (3, "5,6,7", ["5", "6", "7"])],
+    [(1, None, ["0,1,2"]), (2, None, ["0", "1"]), (4, None, ["0", "1", "2", "0"]), (3, "5,6,7", ["5", "6", "7"])],
 )  # fmt: skip
 def test_gpus_are_shared_out(monkeypatch, jobs, visible, shares):
     monkeypatch.setattr(trainings.torch.cuda, "device_count", lambda: 3)
@@ -572,6 +596,15 @@ def test_gpus_are_shared_out(monkeypatch, jobs, visible, shares):
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert [share_of_machine(slot, jobs)["CUDA_VISIBLE_DEVICES"] for slot in range(jobs)] == shares
+    assert {share.count(",") + 1 for share in shares} == {gpus_of_each(jobs)}
+
+
+def test_another_number_of_gpus_is_another_training(stub, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainings.torch.cuda, "device_count", lambda: 4)
+    path = write(tmp_path, grid={"method": ["moe"], "common.seed": [1]})
+    start(path, tmp_path / "out", f"task.data={tmp_path}", jobs=2)
+    with pytest.raises(ValueError, match=r"with GPUs of each training \(--jobs\)=2, but now it is 4; give another"):
+        start(path, tmp_path / "out", f"task.data={tmp_path}", jobs=1)
 
 
 def test_a_real_training(reversal_data, tmp_path, capsys):
