@@ -69,6 +69,12 @@ def test_a_command_line_that_is_none(words, capsys):
     (["prepare", "quickstart", "--source", "de", "--target", "fr"], "--source is de, but the messages are in English"),
     (["prepare", "quickstart", "--test-prefix", "x"], "--test-prefix is for your own text: give --train or"),
     (["prepare", "--train-prefix", "x", "--target", "en"], "source and target are both 'en'; they must differ"),
+    (["prepare", "wmt99"], "there is no recipe wmt99"),
+    (["prepare", "wmt14_en_de", "--workers", "0"], "--workers is 0"),
+    (["prepare", "wmt14_en_de", "--max-ratio", "0.5"], "neither can be below 1"),
+    (["prepare", "wmt14_en_de", "--max-ratio", "nan"], "neither can be below 1"),
+    (["prepare", "wmt14_en_de", "--vocab-size", "0"], "vocabulary size 0 is not possible"),
+    (["prepare", "wmt14_en_de", "--character-coverage", "0.5"], "character coverage 0.5 is not possible"),
     (["translate", "."], "holds neither checkpoint_best.pt nor checkpoint_last.pt"),
     (["translate", "none.pt"], "there is neither none.pt nor none-rank-0.pt"),
 ])  # fmt: skip

@@ -103,6 +103,11 @@ def test_what_scores_need_is_said_first(words, monkeypatch, capsys):
     (["--targets", "de"], "--targets is de; give two languages or more, such as de,fr, or use --target"),
     (["--targets", "de,fr", "--target", "es"], "--targets and --target were both given; give one of them"),
     (["--sources", "de,fr", "--targets", "de,fr"], "one model has many languages on one side only"),
+    (["--target", "tlh"], "there are no messages in tlh; choose of de, fr, es, nl, or give --train FILE"),
+    (["--source", "fr"], "--source is fr, but the messages are in English; give en, or --train FILE"),
+    (["--max-update", "0"], "--max-update is 0"),
+    (["--valid-prefix", "x"], "--valid-prefix is for your own text: give --train or --train-prefix"),
+    (["--train-prefix", "/nowhere/text"], "/nowhere/text.en: no such file"),
 ])  # fmt: skip
 def test_a_mistake_is_one_line(words, sentence, monkeypatch, capsys):
     code, said = moec(monkeypatch, capsys, "quickstart", *words)

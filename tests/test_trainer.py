@@ -19,7 +19,7 @@ from moec_fairseq import trainer as module
 from moec_fairseq.checkpoint.state import OF_THE_MODEL, differing
 from moec_fairseq.trainer import MoECTrainer, check_options, check_started_together
 from tests.conftest import ADAM, CRITERION, SCHEDULE, TINY
-from tests.parallel.test_commands import finish, model, start
+from tests.parallel.test_commands import finish, start
 
 
 @pytest.fixture
@@ -356,22 +356,6 @@ def test_memory_efficient_precision_is_that_precision(monkeypatch, cpu):
         config.common = SimpleNamespace(bf16=False, fp16=False, amp=False, cpu=cpu, **implied)
         Trainer(config, SimpleNamespace(train_step=None), torch.nn.Linear(1, 1), None)
     assert seen == [(True, False), (False, not cpu), (False, False)]
-
-
-@pytest.mark.parametrize("flag", ["--bf16", "--memory-efficient-bf16"])
-def test_a_training_in_bfloat16_goes_on_as_if_never_stopped(reversal_data, tmp_path, flag):
-    def train(folder, end):
-        flags = (flag, "--optimizer", "fused_adam", "--share-all-embeddings", "--disable-validation")
-        return start(reversal_data, tmp_path / folder, 1, *flags, "--max-update", end), tmp_path / folder
-
-    for processes, folder in [train("whole", 9), train("stopped", 4)]:
-        finish(processes, folder)
-    finish(*train("stopped", 9))
-    whole, stopped = (model(tmp_path / folder, "checkpoint_last.pt") for folder in ("whole", "stopped"))
-    assert all(torch.equal(stopped[name], value) for name, value in whole.items())
-    # as precise as the optimizer has them
-    rounded = all(torch.equal(value.bfloat16().float(), value) for value in whole.values())
-    assert rounded == (flag == "--memory-efficient-bf16")
 
 
 def test_a_model_that_was_trained_in_bfloat16_has_learned_and_translates(fairseq, reversal_data, tmp_path):

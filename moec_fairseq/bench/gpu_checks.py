@@ -1,8 +1,6 @@
 """Whether a GPU does what a CPU does, and how often its host waits for it: the parts of the gpu suite that check."""
 
-import json
 import math
-import re
 import shutil
 import sys
 import warnings
@@ -39,6 +37,7 @@ from moec_fairseq.bench.sizes import GpuSizes, ModelSizes
 from moec_fairseq.moe.layer import MoELayer
 from moec_fairseq.moe.ways import WAYS
 from moec_fairseq.util.processes import run_fairseq
+from moec_fairseq.util.progress import history
 
 MOST_WAITS = 2  # of ours in a training step, beside the log's; tests/device holds the same for each precision
 MOST_WAITS_OF_LOG = 1
@@ -196,13 +195,6 @@ def equality(sizes: GpuSizes, device: torch.device) -> Iterator[Found]:
 
 
 UPDATES, SAVED = 10, 5
-LOGGED = re.compile(r"train_inner\W+(\{.*\})$", re.MULTILINE)
-
-
-def _losses(log: Path) -> dict[int, float]:
-    """Return the losses that fairseq-train has logged, by update."""
-    values = map(json.loads, LOGGED.findall(log.read_text(encoding="utf-8")))
-    return {int(own["num_updates"]): float(own["loss"]) for own in values}
 
 
 def _train(data: Path, folder: Path, options: tuple[str, ...], sizes: ModelSizes) -> dict[int, float]:
@@ -213,7 +205,8 @@ def _train(data: Path, folder: Path, options: tuple[str, ...], sizes: ModelSizes
         "--save-dir", folder, "--valid-subset", "train", "--disable-validation", "--num-workers", 0,
         "--log-format", "json", "--log-interval", 1, log=log,
     )  # fmt: skip
-    return _losses(log)
+    train, _ = history(log.read_text(encoding="utf-8").splitlines())
+    return {update: row["loss"] for update, row in train.items()}
 
 
 def _difference_when_resumed(folder: Path, precision: str, sizes: ModelSizes, device: torch.device) -> float:

@@ -22,16 +22,6 @@ from moec_fairseq.bench.measure import Contender, Times, interleave
 from moec_fairseq.bench.report import Row, Target, rows_of
 from moec_fairseq.bench.sizes import ModelSizes
 
-DENSE = (
-    "--moe-expert-count",
-    "1",
-    "--moec-cluster-count",
-    "1",
-    "--moec-variance",
-    "none",
-    "--moec-expert-dropout",
-    "0",
-)
 LANGUAGES = ("src", "tgt")
 COMMON = (
     "--user-dir", moec_fairseq.__path__[0], "--optimizer", "adam", "--adam-betas", "(0.9, 0.98)",
@@ -50,6 +40,9 @@ def sparse(experts: int) -> tuple[str, ...]:
     """Return the options of a MoEC model without expert dropout, so that all experts are used."""
     clusters = max(1, experts // 8) if experts > 8 else max(1, experts // 2)
     return ("--moe-expert-count", f"{experts}", "--moec-cluster-count", f"{clusters}", "--moec-expert-dropout", "0")
+
+
+DENSE = (*sparse(1), "--moec-variance", "none")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from typing import Any
 from tabulate import tabulate
 
 from moec_fairseq.__main__ import call
-from moec_fairseq.data.binary import binarise_files
 from moec_fairseq.data.cleaning import Limits
 from moec_fairseq.data.corpora import choose_corpus
 from moec_fairseq.data.documents import document_paths, write_documents
@@ -25,6 +24,7 @@ from moec_fairseq.data.languages import SPLITS, default_coverage, parallel_paths
 from moec_fairseq.data.splits import check_apart
 from moec_fairseq.data.subwords import (
     binarise,
+    binarise_files,
     binarise_text,
     check_sizes,
     segment,

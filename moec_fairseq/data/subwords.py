@@ -15,7 +15,6 @@ import numpy as np
 import sentencepiece
 from tqdm import tqdm
 
-from moec_fairseq.data.binary import binarise_files
 from moec_fairseq.data.cleaning import Limits
 from moec_fairseq.data.formats.text import lines, raw_lines
 from moec_fairseq.data.gpt2_bpe import Gpt2Model
@@ -348,6 +347,28 @@ def binarise_text(subwords: Path, dictionary: Path | None, workers: int, out: Pa
 def _preprocess(folder: Path, workers: int, *arguments: object) -> None:
     log = folder.with_name("preprocess.log")
     run_fairseq("preprocess", "--destdir", folder, "--workers", workers, *arguments, log=log)
+
+
+def binarise_files(texts: Mapping[str, Path], dictionary: Path, out: Path) -> None:
+    """Write NAME.bin and NAME.idx for each text, and dict.txt.
+
+    In this process: for small files, fairseq-preprocess takes longest to start.
+
+    Args:
+        texts: files of subwords, by NAME.
+        dictionary: says the number of each subword.
+        out: folder.
+    """
+    # Here, because it imports torch, which the steps before do without.
+    from fairseq.binarizer import FileBinarizer, VocabularyDatasetBinarizer
+    from fairseq.data import Dictionary
+
+    out.mkdir(parents=True, exist_ok=True)
+    vocabulary = Dictionary.load(str(dictionary))
+    vocabulary.save(str(out / "dict.txt"))
+    binarizer = VocabularyDatasetBinarizer(vocabulary, append_eos=True)
+    for name, text in tqdm(texts.items(), desc=f"binarise {out.name}", unit=" files"):
+        FileBinarizer.multiprocess_dataset(str(text), "mmap", binarizer, str(out / name), vocab_size=len(vocabulary))
 
 
 def binarise_sentences(

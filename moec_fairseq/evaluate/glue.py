@@ -1,11 +1,16 @@
 """Fine-tuned checkpoints to predictions as GLUE's site takes them, and their scores."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+import torch
+from fairseq import utils
+from fairseq.checkpoint_utils import load_model_ensemble_and_task
 
 from moec_fairseq.checkpoint.state import group, load_state
 from moec_fairseq.criterions.moec_sentence_prediction import defined_score
@@ -14,9 +19,9 @@ from moec_fairseq.data.formats.text import raw_lines
 from moec_fairseq.data.glue import GlueTask, find_task
 from moec_fairseq.data.pipeline import PREPARED
 from moec_fairseq.evaluate.model import about_data, first_folder, num_embeddings, select, signature_of
-from moec_fairseq.evaluate.predict import Predictor
 from moec_fairseq.evaluate.scores import Score, add_row, read_table, score_table
 from moec_fairseq.util.files import alone_with, whole_texts, write_json
+from moec_fairseq.util.progress import progress_bar
 from moec_fairseq.util.stages import Stages
 from moec_fairseq.util.version import project_version
 
@@ -42,6 +47,56 @@ def score(task: GlueTask, labels: Sequence[str], predictions: Sequence[str]) -> 
         signature = f"{name}|examples:{len(labels)}|{package}:{version(package)}"
         scores[name] = Score(round(100 * defined_score(name, *sides), 2), signature)
     return scores
+
+
+class Predictor:
+    """A model of the task ``sentence_prediction``, and the binary data that it reads.
+
+    Args:
+        model: a checkpoint, one file.
+        binary: binary data like those of its training.
+        highest: of the numbers that a regression predicts, which it was trained on from 0 to 1.
+        max_tokens: of a batch, padding included.
+        cpu: do not use a GPU.
+    """
+
+    def __init__(self, model: Path, binary: Path, highest: float, max_tokens: int, cpu: bool) -> None:
+        # rows that are too long are truncated, whatever the training did with them: each needs a prediction
+        changes = {"data": str(binary), "shorten_method": "truncate", "shorten_data_split_list": ""}
+        (self.model,), _, self.task = load_model_ensemble_and_task([str(model)], changes)
+        self.on_gpu = torch.cuda.is_available() and not cpu
+        self.model.to("cuda" if self.on_gpu else "cpu").eval()
+        self.highest = highest
+        self.max_tokens = max_tokens
+
+    @torch.no_grad()
+    def predict(self, split: str) -> list[str]:
+        """Return the label, or the number, that the model predicts for each row of a split, in their order.
+
+        Raises:
+            ValueError: a row does not fit into a batch.
+        """
+        data = self.task.load_dataset(split)
+        if (longest := max(map(data.num_tokens, range(len(data))))) > self.max_tokens:
+            raise ValueError(f"--max-tokens is {self.max_tokens}, but {split} has a row of {longest}; give as many")
+        batches = self.task.get_batch_iterator(data, max_tokens=self.max_tokens).next_epoch_itr(shuffle=False)
+        found = [""] * len(data)
+        with progress_bar(len(data), "rows", sys.stdout) as bar:
+            for batch in batches:
+                for row, prediction in zip(batch["id"].tolist(), self._of_batch(batch["net_input"]), strict=True):
+                    found[row] = prediction
+                bar.update(len(batch["id"]))
+        return found
+
+    def _of_batch(self, net_input: dict[str, Any]) -> list[str]:
+        if self.on_gpu:
+            net_input = utils.move_to_cuda(net_input)
+        head = self.task.cfg.classification_head_name
+        logits_BC, _ = self.model(**net_input, features_only=True, classification_head_name=head)
+        if self.task.cfg.regression_target:
+            return [f"{self.highest * value:.6f}" for value in logits_BC[:, 0].tolist()]
+        labels = self.task.label_dictionary
+        return [labels[label + labels.nspecial] for label in logits_BC.argmax(dim=1).tolist()]
 
 
 @dataclass(frozen=True)

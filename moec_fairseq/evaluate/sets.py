@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from http.client import HTTPException
 from pathlib import Path
-from typing import Protocol
 
 from sacrebleu.dataset import DATASETS
 from sacrebleu.utils import get_reference_files, get_source_file
@@ -20,26 +19,6 @@ from moec_fairseq.evaluate.generate import Binarised, check_words, read_sentence
 from moec_fairseq.evaluate.model import DataOfModel
 
 UNKNOWN = "<<unk>>"  # of references, in what fairseq prints
-
-
-class EvaluationSet(Protocol):
-    """Sentences to translate."""
-
-    @property
-    def name(self) -> str:
-        """Return what tables call it."""
-
-    def checksum(self) -> str:
-        """Return what changes when the sentences do."""
-
-    def inputs(self) -> list[Path]:
-        """Return the files that hold them, if a change of these is to be noticed."""
-
-    def binarised(self, data: DataOfModel, out: Path) -> Binarised:
-        """Return binary data of them; the folder ``out`` is for what has to be made."""
-
-    def known(self, log: Path) -> "TextSet":
-        """Return the text; ``log`` is what fairseq-generate said of it."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +105,9 @@ class BinarySet:
                 "translation can match; give the text itself with --references"
             )
         return TextSet(self.name, source, [reference] if reference else [])
+
+
+EvaluationSet = TextSet | BinarySet  # what is translated
 
 
 def check_lengths(texts: Mapping[str, Sequence[str]]) -> None:

@@ -196,9 +196,7 @@ def as_hydra_reads(value: Any) -> str:
 
 def as_typed(overrides: Mapping[str, Any]) -> str:
     """Return values by name as one types them into a shell, behind ``moec train CONFIG``."""
-    words = [f"{name}={as_hydra_reads(value)}" for name, value in overrides.items()]
-    # hydra's quotation marks are single ones, which double ones keep
-    return " ".join(f'"{word}"' if _IN_DOUBLE.fullmatch(word) else shlex.quote(word) for word in words)
+    return " ".join(for_shell(f"{name}={as_hydra_reads(value)}") for name, value in overrides.items())
 
 
 def _kinds() -> dict[str, Iterable[str]]:
@@ -304,8 +302,8 @@ def _other_spelling(key: str, value: str, options: DictConfig | None = None) -> 
 
 
 def for_shell(text: str) -> str:
-    """Return an argument as it is typed into a shell; one with single quotes stays legible between double ones."""
-    return '"' + re.sub(r'(["\\$`])', r"\\\1", text) + '"' if "'" in text else shlex.quote(text)
+    """Return an argument as it is typed into a shell; hydra's single quotes stay legible between double ones."""
+    return f'"{text}"' if _IN_DOUBLE.fullmatch(text) else shlex.quote(text)
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:

@@ -7,6 +7,16 @@ import pytest
 from moec_fairseq.__main__ import run
 
 
+@pytest.mark.parametrize("words, sentence", [
+    (["layer", "--json", "missing/found.json"], "please make it"),
+    (["gpu", "--device", "cpu"], "moec bench gpu needs a GPU that torch sees"),
+])  # fmt: skip
+def test_what_is_missing_is_said_first(words, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=sentence):
+        run(["bench", *words])
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_every_suite_runs_and_writes_json_and_a_picture(tmp_path, capsys, memory_of_forks):
     run(["bench", "all", "--size", "small", "--json", tmp_path / "found.json"])

@@ -33,16 +33,6 @@ def test_it_learns_to_reverse(generated: str) -> None:
     assert exact >= 190, f"{exact} of 200 sentences are exact"
 
 
-def test_translations_do_not_depend_on_the_batch_size(
-    fairseq: Command, reversal_data: Path, trained: Path, generated: str
-) -> None:
-    one_by_one = fairseq(
-        "generate", reversal_data, *PLUGIN, "--path", trained / "checkpoint_best.pt", "--beam", 5,
-        "--batch-size", 1, "--remove-bpe",
-    ).stdout  # fmt: skip
-    assert by_id(one_by_one) == by_id(generated)
-
-
 def test_score(fairseq: Command, tmp_path: Path, generated: str) -> None:
     for kind, name in (("T", "reference"), ("H", "hypothesis")):
         sentences = by_id(generated, kind)
@@ -108,26 +98,20 @@ def test_from_pretrained(reversal_data: Path, trained: Path) -> None:
     assert model.translate("a b c d") == "d c b a"
 
 
-@pytest.mark.parametrize("command", ["generate", "validate"])
 def test_a_checkpoint_with_code_is_refused_in_one_sentence(
-    fairseq: Command, reversal_data: Path, trained: Path, tmp_path: Path, command: str
+    fairseq: Command, reversal_data: Path, trained: Path, tmp_path: Path
 ) -> None:
     class Hidden:
         def __reduce__(self) -> tuple[object, tuple[str, str]]:
             return (open, (str(tmp_path / "it ran"), "w"))
 
     state = torch.load(trained / "checkpoint_best.pt", weights_only=True)
-    if command == "generate":
-        state["extra_state"]["hidden"] = Hidden()
-        reason = "checkpoint.pt contains code (its pickle names 'io.open') and was not loaded"
-    else:
-        code = f"open({str(tmp_path / 'it ran')!r}, 'w')"
-        state["cfg"]["model"]["decoder_xformers_att_config"] = code
-        reason = f'ValueError: model.decoder_xformers_att_config is "{code}"'[:150]
+    state["extra_state"]["hidden"] = Hidden()
     torch.save(state, tmp_path / "checkpoint.pt")
     path = ("--path", tmp_path / "checkpoint.pt", "--max-tokens", 500)
-    done = fairseq(command, reversal_data, *PLUGIN, "--task", "translation", *path, ok=False)
-    assert done.returncode != 0 and reason in done.last_line and "weights_only" not in done.stdout + done.stderr
+    done = fairseq("generate", reversal_data, *PLUGIN, "--task", "translation", *path, ok=False)
+    assert done.returncode != 0 and "weights_only" not in done.stdout + done.stderr
+    assert "checkpoint.pt contains code (its pickle names 'io.open') and was not loaded" in done.last_line
     assert not (tmp_path / "it ran").exists()
 
 
@@ -145,24 +129,6 @@ def losses(log: str) -> dict[int, str]:
         r"train_inner \| (?:epoch \d+: +\d+ / \d+ )(.*?), ppl=.*?num_updates=(\d+), (.*?gnorm=[\d.]+)", log
     )
     return {int(update): f"{figures} {rest}" for figures, update, rest in lines}
-
-
-def test_resuming_in_the_middle_of_an_epoch_changes_no_digit(
-    fairseq: Command, reversal_data: Path, tmp_path: Path
-) -> None:
-    # 17 updates an epoch; the stop after update 13 lies inside an epoch and inside an interval of expert dropout
-    flags = ("--dropout", "0.1", "--moec-expert-dropout-interval", 5, "--save-interval-updates", 13)
-    whole = losses(train(fairseq, reversal_data, tmp_path / "whole", *flags, "--max-update", 18))
-    train(fairseq, reversal_data, tmp_path / "parts", *flags, "--max-update", 13)
-    log = train(fairseq, reversal_data, tmp_path / "parts", *flags, "--max-update", 18)
-    assert "was trained with" not in log
-    resumed = losses(log)
-    assert sorted(whole) == list(range(1, 19)) and sorted(resumed) == list(range(14, 19))
-    assert resumed == {update: whole[update] for update in resumed}
-    states = [
-        torch.load(tmp_path / name / "checkpoint_last.pt", weights_only=True)["model"] for name in ("whole", "parts")
-    ]
-    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
 def test_going_on_with_other_settings_is_said(fairseq: Command, reversal_data: Path, tmp_path: Path) -> None:
@@ -195,12 +161,6 @@ def test_plain_criterion_trains_with_one_warning(fairseq: Command, reversal_data
     assert "num_updates=3" in log
 
 
-def test_bad_input_ends_in_one_clear_sentence(fairseq: Command, reversal_data: Path) -> None:
-    done = fairseq("train", reversal_data, *TINY, *CRITERION, *ADAM, *SCHEDULE, "--moec-cluster-count", 3, ok=False)
-    assert done.returncode != 0
-    assert "8 experts" in done.last_line and "choose one of 1, 2, 4, 8 clusters" in done.last_line
-
-
 def test_nan_in_hidden_states_ends_in_fairseqs_own_error(
     fairseq: Command, reversal_data: Path, trained: Path, tmp_path: Path
 ) -> None:
@@ -215,25 +175,16 @@ def test_nan_in_hidden_states_ends_in_fairseqs_own_error(
     assert "FloatingPointError" in done.stderr or "NaN" in done.stderr
 
 
-@pytest.mark.parametrize("model", ["moec", "dense"])
-def test_hydra_train_with_the_config(fairseq: Command, reversal_data: Path, tmp_path: Path, model: str) -> None:
+def test_hydra_train_with_the_config(fairseq: Command, reversal_data: Path, tmp_path: Path) -> None:
     small = [f"model.{side}_{key}" for side in ("encoder", "decoder") for key in ("embed_dim=32", "ffn_embed_dim=32")]
     layers = ["model.encoder_layers=3", "model.decoder_layers=3", "model.share_all_embeddings=true"]
-    variants = {
-        "moec": [],
-        "dense": [
-            "model.moe_expert_count=1", "model.moec_cluster_count=1", "criterion.moec_variance=none",
-            "model.moec_expert_dropout=0",
-        ],
-    }  # fmt: skip
     done = fairseq(
         "hydra_train", "--config-dir", ROOT / "configs", "--config-name", "moec_transformer",
         f"task.data={reversal_data}", f"common.user_dir={USER_DIR}", "common.cpu=true", "dataset.num_workers=0",
         "optimization.max_update=3", "common.log_interval=1", f"checkpoint.save_dir={tmp_path / 'save'}",
-        f"hydra.run.dir={tmp_path}", *small, *layers, *variants[model],
+        f"hydra.run.dir={tmp_path}", *small, *layers,
     )  # fmt: skip
     logs = done.stdout + done.stderr + "".join(f.read_text() for f in tmp_path.glob("*.log"))
     assert "num_updates=3" in logs
     state = torch.load(tmp_path / "save" / "checkpoint_last.pt", weights_only=True)["model"]
-    experts = state["encoder.layers.1.moe.experts.sublayers.0.w1_NFD"].shape[0]
-    assert experts == (8 if model == "moec" else 1)
+    assert state["encoder.layers.1.moe.experts.sublayers.0.w1_NFD"].shape[0] == 8

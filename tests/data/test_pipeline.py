@@ -245,17 +245,3 @@ def test_a_member_that_is_not_there(tmp_path):
     published.giga(tmp_path)
     with pytest.raises(ValueError, match=r"has no other\.en; it has giga-fren"):
         extract(tmp_path / "training-giga-fren.tar", {"other.en"}, tmp_path / "out")
-
-
-@pytest.mark.parametrize("arguments, sentence", [
-    (["wmt99"], "error: there is no recipe wmt99"),
-    (["wmt14_en_de", "--workers", "0"], "error: --workers is 0"),
-    (["wmt14_en_de", "--max-ratio", "0.5"], "neither can be below 1"),
-    (["wmt14_en_de", "--max-ratio", "nan"], "neither can be below 1"),
-    (["wmt14_en_de", "--vocab-size", "0"], "vocabulary size 0 is not possible"),
-    (["wmt14_en_de", "--character-coverage", "0.5"], "character coverage 0.5 is not possible"),
-])  # fmt: skip
-def test_bad_input_is_one_sentence(tmp_path, arguments, sentence):
-    done = prepare("--recipes", ROOT / "data", *arguments, cwd=tmp_path)
-    assert done.returncode == 1 and sentence in done.stderr and "Traceback" not in done.stderr
-    assert list(tmp_path.iterdir()) == []

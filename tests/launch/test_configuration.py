@@ -200,6 +200,7 @@ def test_values_left_to_the_user_in_a_list_of_defaults(tmp_path):
     ("model:\n  _name: moec_transformer\n  dropout: abc\n", "could not be converted to Float"),
     ("optimization:\n  max_updat: 3\n", "Key 'max_updat' not in 'OptimizationConfig'"),
     ("modle:\n  dropout: 0.3\n", "Key 'modle' not in 'FairseqConfig'"),
+    ("task: {data: [}", "x.yaml"),
     ("task:\n  _name: translaton\n", "task._name is translaton, which fairseq does not know; nearest: translation"),
 ])  # fmt: skip
 def test_what_is_wrong_in_the_file(tmp_path, content, sentence):

@@ -164,6 +164,8 @@ def train(rank: int, world_size: int, folder: Path, flags: tuple[str, ...], opti
         return reduce_and_log_stats(logs, sample_size, grad_norm)
 
     trainer.optimizer.step, trainer.clip_grad_norm, trainer._reduce_and_log_stats = step, clip, reduce
+    if world_size > 1 and "pytorch_ddp" in flags:
+        assert isinstance(trainer.model.module, torch.nn.parallel.DistributedDataParallel)
     for update in range(options.updates):
         samples = []
         for micro in range(options.update_freq):

@@ -14,8 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.python import Done, python_m
-
 pytestmark = pytest.mark.usefixtures("signals_are_heard")
 
 ROOT = Path(__file__).parents[2]
@@ -51,15 +49,6 @@ def quickstart(*options: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command(*options), capture_output=True, text=True, env=environment(), timeout=300, stdin=subprocess.DEVNULL
     )
-
-
-def only_line(result: Done | subprocess.CompletedProcess[str]) -> str:
-    """The one sentence with which a failed command explains itself."""
-    assert result.returncode in (1, 2), result.stdout + result.stderr  # 2: argparse, which shows the usage, too
-    lines = [line for line in result.stderr.splitlines() if "error: " in line]
-    assert "Traceback" not in result.stderr
-    assert len(lines) == 1, result.stderr
-    return lines[0]
 
 
 @pytest.fixture(scope="module")
@@ -144,42 +133,6 @@ def test_interrupted_and_started_again_it_goes_on_and_finishes(text: Path, tmp_p
     assert third.returncode == 0
     assert third.stdout.count("done before") == 7
     assert before == state()
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--bogus"], ["unrecognized arguments: --bogus"]),
-        (["--target"], ["--target", "expected one argument"]),
-        (["--target", "tlh"], ["tlh", "de, fr, es, nl"]),
-        (["--tier", "huge"], ["huge", "full", "small"]),
-        (["--model", "giant"], ["giant", "moec", "moec-nodropout", "moe", "dense"]),
-        (["--max-update", "0"], ["--max-update", "0"]),
-        (["--seed", "one"], ["--seed", "one"]),
-        (["--source", "fr"], ["fr", "--train"]),
-        (["--valid-prefix", "x"], ["--train-prefix"]),
-        (["--train-prefix", "/nowhere/text"], ["/nowhere/text.en", "no such file"]),
-    ],
-)
-def test_bad_option_is_explained_in_one_line(options: list[str], words: list[str]) -> None:
-    line = only_line(python_m("moec_fairseq", "quickstart", "--cpu", *options))
-    assert all(word in line for word in words), line
-
-
-def test_different_numbers_of_lines_are_explained_in_one_line(tmp_path: Path) -> None:
-    write_text(tmp_path / "train", 40)
-    with (tmp_path / "train.de").open("a", encoding="utf-8") as file:
-        file.write("eine Zeile zu viel\n")
-    line = only_line(quickstart("--train-prefix", tmp_path / "train", "--work-dir", tmp_path / "work"))
-    assert "40" in line and "41" in line
-
-
-def test_compressed_text_that_cannot_be_read_is_explained_in_one_line(tmp_path: Path) -> None:
-    write_text(tmp_path / "train", 40)
-    (tmp_path / "train.de").rename(tmp_path / "train.de.zst")
-    (tmp_path / "train.de.zst").write_bytes(b"\x28\xb5\x2f\xfd\x04\x58")
-    line = only_line(quickstart("--train-prefix", tmp_path / "train", "--work-dir", tmp_path / "work"))
-    assert "train.de.zst is broken" in line and "iconv" not in line
 
 
 def test_two_at_once_do_a_step_one_after_the_other(text: Path, tmp_path: Path) -> None:
