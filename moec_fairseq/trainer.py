@@ -340,11 +340,10 @@ class MoECTrainer(Trainer):
         """
         if load_dataset and epoch > 1 and not self.task.has_sharded_data("train"):
             super().get_train_iterator(1, combine, load_dataset, **options)
+            # before there are workers, which keep the number that the dataset has then, and draw masks by it
+            self.task.dataset(self.cfg.dataset.train_subset).set_epoch(epoch)
             load_dataset = False
-        iterator = super().get_train_iterator(epoch, combine, load_dataset, **options)
-        # before there are workers, which keep the number that the dataset has then, and draw their masks by it
-        self.task.dataset(self.cfg.dataset.train_subset).set_epoch(epoch)
-        return iterator
+        return super().get_train_iterator(epoch, combine, load_dataset, **options)
 
     def resume(self, extra_state: Mapping[str, Any]) -> None:
         """Continue where the loaded training stopped, beyond what fairseq loads; stop at once if it was finished.
