@@ -645,17 +645,18 @@ def test_a_cell_is_trained_once_and_evaluated(tmp_path, monkeypatch):
     assert len(ran) == 3
 
 
-@pytest.mark.parametrize("method", ["moe", "moec-nodropout", "moec", "random-groups", "global"])
+@pytest.mark.parametrize("method", ["moe", "moec-nodropout", "moec", "random-groups", "global", "moec-weak-nodropout"])
 def test_the_study_of_the_ceiling(tmp_path, method):
     ceiling = read_study(ROOT / "configs" / "studies" / "ceiling.yaml")
     cells = ceiling.cells(tmp_path, [f"task.data={tmp_path}"])
-    # seeds; dense, each method with 8, 32 and 64 experts, two of them with 128
-    assert len(cells) == 3 * (1 + 3 * 5 + 2)
+    # seeds; dense, five methods with 8, 32 and 64 experts, two of them with 128, a weak variance loss with 64 and 128
+    assert len(cells) == 3 * (1 + 3 * 5 + 2 + 2) + 1
     (most,) = [c for c in cells if c.labels == {"method": method, "experts": "64", "common.seed": "1"}]
     values = configure(ROOT / "configs" / f"{ceiling.config}.yaml", most.overrides).values
     has_variance, drops = method not in ("moe", "global"), method in ("moec", "global")
     assert values["model.moe_expert_count"] == 64 and values["model.moec_layout"] == "inserted"
     assert (values["criterion.moec_variance"] != "none") == has_variance
+    assert values["criterion.moec_variance_wt"] == (0.01 if "weak" in method else 1)
     assert values["criterion.moec_variance_groups"] == ("random" if method == "random-groups" else "clusters")
     assert values["model.moec_expert_dropout"] == (0.5 if drops else 0)
     assert values["model.moec_expert_dropout_scope"] == ("global" if method == "global" else "cluster")
