@@ -18,7 +18,7 @@ setup(
     packages=find_packages(include=["moec_fairseq", "moec_fairseq.*"]),
     package_data={"moec_fairseq": ["py.typed", "report/page.html"]},
     entry_points={"console_scripts": ["moec=moec_fairseq.__main__:main"]},
-    python_requires=">=3.10",
+    python_requires=">=3.10,<3.14",  # with 3.14, hydra 1.3 cannot read a command line
     install_requires=[
         # fairseq 0.12.2 does not import on Python 3.11; fairseq-fixed has the same import name and works there.
         'fairseq-fixed==0.12.3.1; python_version >= "3.11"',
@@ -27,7 +27,7 @@ setup(
         'numpy>=1.21.3; python_version >= "3.11"',
         'numpy>=1.21.3,<1.24; python_version < "3.11"',
         "torch>=1.13",
-        'backports.zstd>=1.0; python_version < "3.14"',  # which has it as compression.zstd
+        "backports.zstd>=1.0",
         "fairscale==0.4.13",
         "filelock>=3.4",
         "jinja2>=3.0",

@@ -1,8 +1,10 @@
 """The command ``moec``: what it can do, and the options of each of its commands.
 
 Nothing but the standard library is imported before a command runs, so that ``--help`` works, as
-``python3 moec_fairseq/__main__.py --help``, on a machine where nothing is installed yet.
+``python3 moec_fairseq/__main__.py --help``, on a machine where nothing is installed yet, with Python 3.9, too.
 """
+
+from __future__ import annotations
 
 import argparse
 import errno

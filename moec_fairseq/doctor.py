@@ -96,9 +96,10 @@ def gpus(used: int, asked: bool) -> Finding:
     if there and not torch.version.cuda:
         return Finding(SLOW, "GPU", f"{names}, which torch {torch.__version__} cannot use; install a torch with CUDA")
     if there:
-        return Finding(
-            OK if asked else SLOW, "GPU", f"{names}, not used" + ("" if asked else "; leave out common.cpu=true")
-        )
+        if asked:
+            return Finding(OK, "GPU", f"{names}, not used")
+        why = f"torch {torch.__version__} for CUDA {torch.version.cuda} cannot use it"
+        return Finding(SLOW, "GPU", f"{names}, but {why}; update the driver, or install a torch for an older CUDA")
     return Finding(
         OK if asked else SLOW, "GPU", "none; on CPUs, small models train in minutes to hours, large ones do not"
     )

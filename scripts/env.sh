@@ -6,16 +6,19 @@
 # setup.py allows is kept, what is missing is installed. The second time nothing is done.
 #
 # Environment variables:
-#   MOEC_TORCH_INDEX   address of a package index to take torch from, say one that has the build without CUDA
+#   MOEC_TORCH_INDEX   address of a package index to take torch from: one that has the build without CUDA, or for an older GPU
+#                      or driver, https://download.pytorch.org/whl/cu126 and the like
 #   OMP_NUM_THREADS    threads for training; the number of physical cores unless set
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/scripts/ui.sh"
 
-find_python() { # find_python: the name of a Python >= 3.10 that can make environments
+FITS='(3, 10) <= sys.version_info < (3, 14)' # as in setup.py, which says why
+
+find_python() { # find_python: the name of a fitting Python that can make environments
   local candidate
-  for candidate in python3.11 python3.12 python3.10 python3 python; do
-    if "$candidate" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+  for candidate in python3.11 python3.12 python3.10 python3.13 python3 python; do
+    if "$candidate" -c "import ensurepip, sys, venv; sys.exit(not $FITS)" 2>/dev/null; then
       echo "$candidate"
       return
     fi
@@ -24,15 +27,19 @@ find_python() { # find_python: the name of a Python >= 3.10 that can make enviro
 }
 
 has_venv() { # has_venv: .venv is there, whole, and of this checkout
-  [[ -f $root/.venv/bin/activate ]] && "$root/.venv/bin/pip" --version >/dev/null 2>&1
+  [[ -f $root/.venv/bin/activate ]] && "$root/.venv/bin/pip" --version >/dev/null 2>&1 &&
+    [[ $(source "$root/.venv/bin/activate" && echo "$VIRTUAL_ENV") -ef $root/.venv ]] # a copy is of the checkout it was copied from
 }
 
 make_venv() { # make_venv: .venv, anew where it is missing, broken or of a checkout that has moved
   local python
   has_venv && return
-  python=$(find_python) || fail "No Python >= 3.10 with the modules venv and ensurepip was found; please install" \
+  [[ ! -e $root/.venv || -e $root/.venv.log || -e $root/.venv/moec-fairseq.log ]] ||
+    fail "$root/.venv lacks pip or is of another folder, and these scripts did not make it; please remove it, or give --active-env."
+  python=$(find_python) || fail "No Python from 3.10 to 3.13 with the modules venv and ensurepip was found; please install" \
     "Python 3.11 (Debian and Ubuntu: apt-get install python3.11 python3.11-venv python3.11-dev)."
-  run_logged /dev/null "making .venv with $("$python" --version)" "$python" -m venv --clear "$root/.venv"
+  : >"$root/.venv.log"
+  run_logged "$root/.venv.log" "making .venv with $("$python" --version)" "$python" -m venv --clear "$root/.venv"
 }
 
 check_compiler() { # check_compiler: fairseq comes as source only
@@ -61,8 +68,9 @@ install_packages() { # install_packages [--constraint FILE]: everything setup.py
   [[ " ${tools[*]} " != *" pip<24.1 "* ]] || run_logged "$log" "installing fairseq (built here, takes minutes)" \
     "${pip[@]}" "fairseq==0.12.2" "numpy<1.24"
   # fairseq-fixed is built in this environment: in isolation pip would fetch a second torch, with CUDA, just for that.
+  # Where CUDA_HOME is set, it would build extensions for CUDA whose sources it lacks, and which nothing here needs.
   run_logged "$log" "installing fairseq (built here, takes minutes) and the rest" \
-    "${pip[@]}" --no-build-isolation -e "${root}[dev]"
+    env -u CUDA_HOME "${pip[@]}" --no-build-isolation -e "${root}[dev]"
 }
 
 prefix() { # prefix: where the active environment is
@@ -94,8 +102,8 @@ prepare() { # prepare [--active-env]
   local lock=$root/.venv.lock
   if [[ ${1:-} == --active-env ]]; then
     command -v python >/dev/null || fail "--active-env was given, but there is no python on the PATH; please activate an environment."
-    python -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
-      fail "--active-env was given, but $(command -v python) is $(python --version 2>&1); Python >= 3.10 is needed."
+    python -c "import sys; sys.exit(not $FITS)" ||
+      fail "--active-env was given, but $(command -v python) is $(python --version 2>&1); Python 3.10 to 3.13 is needed."
     lock=$(prefix)/moec-fairseq.lock
   elif has_venv; then
     source "$root/.venv/bin/activate"
@@ -108,7 +116,7 @@ prepare() { # prepare [--active-env]
 
 physical_cores() { # physical_cores: how many this process may use; hyperthreads only get in each other's way
   local cores available
-  available=$(python -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
+  available=$(python "$root/moec_fairseq/util/machine.py")
   cores=$(lscpu --parse=core,socket 2>/dev/null | grep -v '^#' | sort -u | wc -l)
   ((cores > 0 && cores < available)) && echo "$cores" || echo "$available"
 }

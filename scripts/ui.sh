@@ -39,7 +39,9 @@ run_logged() { # run_logged LOG WHAT COMMAND...: COMMAND's output goes to LOG, W
 
 alone() { # alone LOCK COMMAND...: run COMMAND while no other script does so with the file LOCK
   exec 9>>"$1"
-  if command -v flock >/dev/null && ! flock --nonblock 9; then
+  if ! command -v flock >/dev/null; then # macOS
+    python3 -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)' || true
+  elif ! flock --nonblock 9; then
     echo "Another command works in $(dirname "$1"); waiting for it ..."
     flock 9 || true # a file system without locks
   fi

@@ -69,7 +69,7 @@ def test_tested_versions_are_those_of_the_constraints(monkeypatch):
     for name in ("torch", "fairseq-fixed"):
         assert f"\n{name}=={doctor.TESTED[name]}" in constraints
     setup = (ROOT / "setup.py").read_text(encoding="utf-8")
-    assert f'python_requires=">={doctor.OLDEST["Python"]}"' in setup and f'"torch>={doctor.OLDEST["torch"]}"' in setup
+    assert f'python_requires=">={doctor.OLDEST["Python"]},' in setup and f'"torch>={doctor.OLDEST["torch"]}"' in setup
 
 
 @pytest.mark.parametrize("python, torch, state, words", [
@@ -119,7 +119,10 @@ def test_gpus(monkeypatch):
     monkeypatch.setattr(doctor.torch.version, "cuda", "13.0")
     used = doctor.gpus(2, asked=False)
     assert used.state == "ok" and used.text == "2 used, of Some GPU (80 GiB), Some GPU (80 GiB)"
-    assert doctor.gpus(0, asked=False).text.endswith("not used; leave out common.cpu=true")
+    assert doctor.gpus(0, asked=True).text.endswith(", not used")
+    assert doctor.gpus(0, asked=False).text.endswith(
+        "for CUDA 13.0 cannot use it; update the driver, or install a torch for an older CUDA"
+    )
     monkeypatch.setattr(doctor.torch.version, "cuda", None)
     blind = doctor.gpus(0, asked=False)
     assert blind.state == "slow" and blind.text.endswith("cannot use; install a torch with CUDA")

@@ -127,5 +127,6 @@ def find_yaml(kind: str, name: str, folder: Path) -> Path:
     for path in (Path(name), folder / name, folder / f"{name}.yaml"):
         if path.is_file():
             return path.resolve()
-    known = ", ".join(sorted(path.stem for path in folder.glob("[!_]*.yaml"))) or "none"
+    known = ", ".join(sorted(path.stem for path in folder.glob("[!_]*.yaml")))
+    known = known or "none (they come with a checkout: git clone, then pip install -e .)"
     raise ValueError(f"there is no {kind} {name}; give the path of a YAML file, or one of {folder}: {known}")

@@ -1,6 +1,7 @@
 """What this machine has: cores, memory, GPUs."""
 
 import csv
+import math
 import os
 import shutil
 import subprocess
@@ -9,12 +10,22 @@ from itertools import takewhile
 from pathlib import Path
 
 # where a container or a job of a cluster may have a limit of its own
+QUOTAS = (
+    ("/sys/fs/cgroup/cpu.max",),
+    ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
+)  # microseconds of all cores together in a period, and of the period
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def cores() -> int:
     """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for files in QUOTAS:
+        if all(path.is_file() for path in map(Path, files)):
+            quota, period = " ".join(Path(path).read_text(encoding="utf-8") for path in files).split()
+            if quota.isdecimal():  # or max, or -1
+                found = min(found, max(1, math.ceil(int(quota) / int(period))))
+    return found
 
 
 def memory() -> int:
@@ -62,3 +73,7 @@ def gpus() -> list[Gpu]:
         return found  # all, or some by other names than their numbers
     numbers = takewhile(lambda number: number.isdecimal() and int(number) < len(found), chosen.split(","))
     return [found[int(number)] for number in numbers]  # CUDA leaves out all from the first that is none, such as -1
+
+
+if __name__ == "__main__":  # for scripts/env.sh
+    print(cores())

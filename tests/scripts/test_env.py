@@ -1,6 +1,7 @@
 """scripts/env.sh: two commands that begin at the same time in an environment where nothing is installed yet."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,3 +45,16 @@ def test_the_next_command_installs_nothing(tmp_path):
     start(tmp_path).communicate(timeout=60)
     once = calls(tmp_path)
     assert start(tmp_path).communicate(timeout=60)[0] == "ready\n" and calls(tmp_path) == once
+
+
+def test_an_environment_that_others_made_stays(tmp_path):
+    """It is of another folder, such as that of a copied checkout."""
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / "other/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/activate").write_text(f"VIRTUAL_ENV={tmp_path / 'other'}\n")
+    (tmp_path / ".venv/bin/pip").symlink_to("/bin/true")
+    done = subprocess.run(["bash", tmp_path / "scripts/run_tests.sh"], capture_output=True, text=True)
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr.startswith(f"{tmp_path}/.venv lacks pip or is of another folder, and these scripts did not make")
+    assert (tmp_path / ".venv/bin/pip").is_symlink()

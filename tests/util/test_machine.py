@@ -43,6 +43,19 @@ def test_without_the_tool_or_a_driver_there_are_no_gpus(tmp_path, monkeypatch):
     assert machine.gpus() == []
 
 
+@pytest.mark.parametrize("contents, cores", [
+    (["200000 100000\n"], 2), (["150000 100000\n"], 2), (["50000 100000\n"], 1), (["max 100000\n"], 8),
+    (["1600000 100000\n"], 8), (["300000\n", "100000\n"], 3), (["-1\n", "100000\n"], 8),
+])  # fmt: skip
+def test_cores_are_what_a_container_may_use(tmp_path, monkeypatch, contents, cores):
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: range(8), raising=False)
+    files = [tmp_path / f"{number}" for number in range(len(contents))]
+    for path, content in zip(files, contents, strict=True):
+        path.write_text(content)
+    monkeypatch.setattr(machine, "QUOTAS", (files, ["/nowhere"]))
+    assert machine.cores() == cores
+
+
 def test_memory_is_what_a_container_may_use(tmp_path, monkeypatch):
     limit = tmp_path / "memory.max"
     monkeypatch.setattr(machine, "LIMITS", (str(limit), str(tmp_path / "none")))

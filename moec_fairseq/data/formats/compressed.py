@@ -6,16 +6,12 @@ import io
 import lzma
 import re
 import shlex
-import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+from backports import zstd
 
 # The names are those of the commands, too.
 _KINDS: dict[str, tuple[bytes, Callable[[IO[bytes]], Any]]] = {
