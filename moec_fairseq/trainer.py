@@ -94,7 +94,8 @@ class MoECTrainer(Trainer):
         if not (self.is_moec and self.cuda and sample):
             return {}
         inputs = {"encoder": "src_tokens", "decoder": "prev_output_tokens"}
-        found = {stack: sample["net_input"].get(name) for stack, name in inputs.items()}
+        net_input = sample.get("net_input", {})  # tasks that rank sentences have several
+        found = {stack: net_input.get(name) for stack, name in inputs.items()}
         pad = self.task.source_dictionary.pad()
         return {stack: int((tokens != pad).sum()) for stack, tokens in found.items() if tokens is not None}
 
@@ -172,6 +173,8 @@ class MoECTrainer(Trainer):
         if self.is_moec and self.task.moec_model.groups is not None:
             self.task.moec_model.groups.add_replicas(self.get_model().parameters())
         with_experts = self._with_experts if self.shares_experts else None
+        if with_experts is None and not self.cuda:
+            with_experts = self._on_its_device
         if self.cfg.common.amp and not self.cuda:
             # past AMPOptimizer, which does not scale there, and would step with gradients that are not finite
             norm = self.optimizer.fp32_optimizer.clip_grad_norm(clip_norm, with_experts)
@@ -182,9 +185,23 @@ class MoECTrainer(Trainer):
             return super().clip_grad_norm(clip_norm)
         return self.optimizer.clip_grad_norm(clip_norm, with_experts)
 
+    def _on_its_device(self, norm: Tensor) -> Tensor:
+        """Return a norm where the gradients are; with ``--cpu``, fairseq computes it on a GPU, where there is one."""
+        return norm.to(self.device)
+
+    def _check_grad_norms(self, grad_norm: Tensor) -> None:
+        """Check that all ranks have the same norm; fairseq takes one that is not finite for a difference."""
+        try:
+            super()._check_grad_norms(grad_norm)
+        except FloatingPointError:
+            if torch.isfinite(self._grad_norm_buf).all():
+                raise
+            raise FloatingPointError("gradients are Nan/Inf") from None
+
     def _with_experts(self, norm: Tensor) -> Tensor:
         """Return the norm of shared parameters and the experts of all ranks, given that of shared parameters."""
         # the mark is the number of ranks that hold a replica
+        norm = self._on_its_device(norm)
         squares = [norm.new_zeros(())] + [
             parameter.grad.float().square().sum() / parameter.expert
             for parameter in self.optimizer.params
@@ -236,6 +253,8 @@ class MoECTrainer(Trainer):
         fairseq resumes only with an optimizer of the same name, but the state of ``adam`` is that of ``fused_adam``.
         """
         super()._build_optimizer()
+        if self.cfg.common.amp and not self.cuda:
+            self.optimizer._grad_scaler = torch.cuda.amp.GradScaler(enabled=False)  # also where there is a GPU
         name, last = type(self.optimizer).__name__, (self._optim_history or [{}])[-1]
         if name in ADAMS and last.get("optimizer_name") in ADAMS:
             last["optimizer_name"] = name

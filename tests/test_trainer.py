@@ -1,6 +1,7 @@
 """The trainer: what it refuses, what it does where ranks share experts, in which precision, and what it resumes."""
 
 import json
+import math
 import re
 from argparse import Namespace
 from types import SimpleNamespace
@@ -339,6 +340,29 @@ def test_where_there_is_a_tpu_and_no_gpu_it_stays_one(monkeypatch):
 def test_other_wishes_stay():
     assert precision("--tpu").tpu
     assert not precision().bf16
+
+
+def test_a_norm_that_is_not_finite_is_no_difference_between_ranks(trainer):
+    made = trainer()
+    made._grad_norm_buf = torch.zeros(1)  # as on a GPU
+    made._check_grad_norms(torch.tensor(2.0))
+    with pytest.raises(FloatingPointError, match="^gradients are Nan/Inf$"):
+        made._check_grad_norms(torch.tensor(math.nan))
+
+
+def test_the_norm_is_where_the_gradients_are(trainer, build, monkeypatch):
+    """With --cpu, fairseq computes it on a GPU, where there is one."""
+    made = trainer("--clip-norm", 0.5)
+    moved = []
+    monkeypatch.setattr(MoECTrainer, "_on_its_device", lambda _, norm: moved.append(norm) or norm)
+    made.train_step([build().batch()])
+    assert len(moved) == 1
+
+
+def test_tasks_without_one_input_count_no_tokens(trainer):
+    made = trainer()
+    made.cuda = True
+    assert made._count_tokens({"net_input1": {"src_tokens": torch.ones(2, 2)}}) == {}
 
 
 @pytest.mark.parametrize("cpu", [False, True])

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from fairseq.distributed import utils as distributed_utils
 from fairseq.modules import AdaptiveSoftmax, LayerDropModuleList
 from fairseq.nan_detector import NanDetector
+from fairseq.utils import move_to_cpu
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-_all_gather_list = distributed_utils.all_gather_list
 _layers = LayerDropModuleList.__iter__
 _get_log_prob = AdaptiveSoftmax.get_log_prob
 _detect_nan = NanDetector.__init__
@@ -54,15 +54,13 @@ def ddp_of_its_device(
 
 
 def gather_on_its_device(data: Any, group: Any = None, max_size: int = 16384) -> list[Any]:
-    """Return what each process has given, by rank, also where there is no GPU.
+    """Return what each process has given, by rank, also where there is no GPU, and of any size.
 
     Reason: logging outputs that cannot be added up, such as predictions, travel in a buffer on a GPU ("type
-    torch.cuda.ByteTensor not available").
+    torch.cuda.ByteTensor not available") of 16 KiB, which some 800 predictions of numbers fill.
     """
-    if torch.cuda.is_available():
-        return _all_gather_list(data, group, max_size)
     values = [None] * distributed_utils.get_world_size(group)
-    dist.all_gather_object(values, data, group)
+    dist.all_gather_object(values, move_to_cpu(data), group)
     return values
 
 

@@ -70,7 +70,9 @@ class ExactDispatcher:
         receive_RE = torch.empty_like(send_RE)
         dist.all_to_all_single(receive_RE, send_RE, group=self.groups.parallel)
         # the only wait for a GPU: splits, and the size of what is received, are integers, and depend on other ranks
-        send, receive = torch.stack([send_RE.sum(1), receive_RE.sum(1)]).tolist()
+        found = torch.cat([send_RE.sum(1), receive_RE.sum(1), receive_RE.sum(0)]).tolist()
+        ranks = len(send_RE)
+        send, receive, counts = found[:ranks], found[ranks : 2 * ranks], found[2 * ranks :]
         rows = UnequalAllToAll.apply(self.groups.parallel, here.tokens_AD, send, receive)
         # rows arrive ordered by rank, then expert; the experts need them ordered by expert
         expert_RE = torch.arange(send_RE.shape[1], device=send_RE.device).expand_as(receive_RE)
@@ -80,7 +82,7 @@ class ExactDispatcher:
         return Exchanged(
             tokens_AD=received.take(rows),
             accepted_A=here.accepted_A,
-            segments=Segments(sorted_A, send_RE.shape[1]),
+            segments=Segments(sorted_A, send_RE.shape[1], counts),
             tokens_per_expert_N=here.tokens_per_expert_N,
             here=here,
             send=send,
@@ -128,7 +130,7 @@ class CapacityDispatcher:
         """Send every token that gets a slot to the rank of its expert."""
         shard, group = self.groups.shard, self.groups.parallel
         wanted = len(tokens_TD) * shard.num_ranks if capacity is None else capacity
-        # the only wait for a GPU: ranks have batches of different sizes, but what they send is equally large
+        # waits for a GPU, as does finding the tokens with a slot: batches of ranks differ, but what is sent does not
         size = -(-max_over(group, wanted, tokens_TD.device) // shard.num_ranks)
         here = self.local.dispatch(tokens_TD, expert_T, size)
         slot_A = here.segments.expert_A * size + here.segments.position_in_expert_A
@@ -137,7 +139,7 @@ class CapacityDispatcher:
         received = received.view(shard.num_ranks, len(shard.experts), size, dim)
         tokens_AD = received.transpose(0, 1).reshape(-1, dim)
         expert_A = torch.arange(len(shard.experts), device=tokens_TD.device).repeat_interleave(shard.num_ranks * size)
-        segments = Segments(expert_A, len(shard.experts))
+        segments = Segments(expert_A, len(shard.experts), [shard.num_ranks * size] * len(shard.experts))
         return Slotted(tokens_AD, here.accepted_A, segments, here.tokens_per_expert_N, here, slots, size)
 
     def combine(self, values_AD: Tensor, dispatched: Slotted, num_tokens: int) -> Tensor:

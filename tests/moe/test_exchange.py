@@ -22,6 +22,7 @@ def send(rank, world_size, kind, chosen, capacity=None):
     dispatcher = DISPATCHERS[kind](groups)
     tokens = numbered(rank, len(chosen[rank]))
     dispatched = dispatcher.dispatch(tokens, torch.tensor(chosen[rank], dtype=torch.long), capacity)
+    assert dispatched.segments.counts == dispatched.segments.counts_N.tolist()  # which the host knows without waiting
     factors = torch.tensor([100.0 * (e + 1) for e in groups.shard.experts])[dispatched.segments.expert_A]
     values = dispatcher.combine(dispatched.tokens_AD * factors.unsqueeze(-1), dispatched, len(tokens))
     values.sum().backward()
