@@ -20,7 +20,8 @@ MEASURES = {
     "acc_and_f1": "accuracy and F1",
     "pearson_and_spearman": "Pearson and Spearman",
 }
-STATISTICS = re.compile(r" \| (train_inner|valid) \| (\{.*\})$")
+# with a colon where logging was set up before fairseq was imported
+STATISTICS = re.compile(r"\b(train_inner|valid)(?: \| |:)(\{.*\})$")
 # the same where common.log_format is simple
 _SIMPLE_TRAINING = re.compile(r" \| train_inner \| epoch \d+: +\d+ / \d+ (\S+=.*)$")
 _SIMPLE_VALIDATION = re.compile(r" \| valid \| epoch \d+ \| valid on '[^']*' subset \| (.*)$")

@@ -53,7 +53,7 @@ def test_another_evaluation_replaces_the_model(translate, tmp_path):
 
 
 def test_translations_that_are_missing_at_the_end(translate):
-    with pytest.raises(ValueError, match="1 of 2 translations are missing, the first is that of line 2"):
+    with pytest.raises(ValueError, match="1 of 2 translations are missing, the first is that of sentence 2"):
         translate(count=2)
 
 

@@ -68,6 +68,11 @@ def test_the_history_of_a_simple_log():
     assert valid == {3: {"valid_loss": 4, "valid_moe_unused": 3, "valid_num_updates": 3}}
 
 
+def test_the_history_of_a_log_in_the_format_of_python():
+    json = '{"epoch": 1, "loss": "6.5", "num_updates": "3"}'
+    assert history([f"INFO:train_inner:{json}"])[0] == history([f"2026 | INFO | train_inner | {json}"])[0] != {}
+
+
 def test_what_was_done_again_counts_as_it_was_the_last_time():
     resumed = LOG + "Loaded checkpoint x/checkpoint_last.pt (epoch 2 @ 2 updates)"
     lines = [TRAINING.format("2026", loss, update) for loss, update in ((5, 2), (4, 4), (3, 6))]
