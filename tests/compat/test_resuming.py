@@ -1,3 +1,4 @@
+import gc
 import itertools
 import os
 
@@ -93,13 +94,17 @@ def test_a_training_in_bfloat16_goes_on_as_if_never_stopped(corpora, tmp_path, f
     assert rounded == (flag == "--memory-efficient-bf16")
 
 
-def test_masks_are_those_of_the_epoch(once, tmp_path):
+def test_masks_are_those_of_the_epoch(once, tmp_path, monkeypatch):
     """Of which workers must hear before they begin, and they begin at once where nothing is read ahead."""
+    monkeypatch.setattr(
+        "torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1
+    )  # seconds to wait for each worker's end
     text, flags = once("text", write_text), (*MASKED_LM, "--num-workers", 1, "--data-buffer-size", 0)
     expected = train(text, tmp_path / "whole", *flags, max_update=12, base=SPARSE)
     seen = train_with_stops(text, tmp_path / "parts", [8, 12], *flags, base=SPARSE)
     assert seen.sentences == expected.sentences and len(set(map(str, expected.sentences[:5]))) == 5
     check_same(seen, expected)
+    gc.collect()  # ends the workers
 
 
 def test_stops_of_two_processes_change_nothing(corpora, tmp_path):
