@@ -34,9 +34,8 @@ def _languages(add: Add, source: str = "", target: str = "") -> None:
 
 
 def _many_languages(add: Add) -> None:
-    many = "one model for several languages, a comma-separated list, of the messages or your own text"
-    add("--targets", metavar="LANGS", help=f"translate into {many}")
-    add("--sources", metavar="LANGS", help="translate from several languages into one (default: en), likewise")
+    add("--targets", metavar="LANGS", help="one model for several languages: translate into these, such as de,fr")
+    add("--sources", metavar="LANGS", help="likewise: translate from these into one --target (default: en)")
 
 
 def _own_text(add: Add) -> None:
@@ -50,7 +49,12 @@ def _own_text(add: Add) -> None:
     add("--train-prefix", metavar="P", help="the same of two files, P.SOURCE and P.TARGET, such as P.en and P.de")
     add("--valid-prefix", metavar="P", help="instead of --valid, likewise")
     add("--test-prefix", metavar="P", help="instead of --test, likewise")
-    add("--tier", choices=TIERS, default="full", help="quickstart, small: 76 MB to fetch, not 182 (default: full)")
+    add(
+        "--tier",
+        choices=TIERS,
+        default="full",
+        help="of the quickstart's messages; small: 76 of 182 MB (default: full)",
+    )
 
 
 def _size(text: str) -> int | None:
@@ -88,7 +92,10 @@ def _prepare(add: Add) -> None:
         "--subwords-of", type=Path, metavar="DIR",
         help="glue/TASK: what moec prepare --train-text made, or a folder with dict.txt, encoder.json and vocab.bpe",
     )  # fmt: skip
-    add("--out", type=Path, metavar="DIR", help="all results (default: CORPUS-SOURCE-TARGET, own-text or glue-TASK)")
+    add(
+        "--out", type=Path, metavar="DIR",
+        help="all results (default: CORPUS-SOURCE-TARGET, own-SOURCE-TARGET, own-text or glue-TASK)",
+    )  # fmt: skip
     add("--workers", type=int, default=2, metavar="N", help="processes (default: 2)")
     add(
         "--vocab-size", type=_size, default=32_000, metavar="N",
@@ -246,7 +253,7 @@ def _translate(add: Add) -> None:
     _search(add)
     add("--batch-size", type=int, metavar="N", help="sentences of a batch (default: as --max-tokens says)")
     add("--n-best", type=int, default=1, metavar="N", help="translations of each sentence, best first (default: 1)")
-    add("--score", action="store_true", help="write the log-probability per subword and a tab before each translation")
+    add("--score", action="store_true", help="write log2 of the probability per subword, and a tab, before each")
 
 
 def _report(add: Add) -> None:
@@ -301,7 +308,8 @@ def _quickstart(add: Add) -> None:
     )  # fmt: skip
     add(
         "--max-update", type=int, default=2000, metavar="N",
-        help="train for N updates; a finished training continues if N grows (default: 2000)",
+        help="train for N updates; with a larger N a finished training continues, with a smaller one it is replaced "
+        "(default: 2000)",
     )  # fmt: skip
     add("--seed", type=int, default=1, metavar="N", help="of all chance (default: 1)")
     add("--cpu", action="store_true", help="do not use a GPU")
@@ -374,7 +382,7 @@ def _checkpoint(add_command: Callable[..., Add]) -> None:
         "dense",
         type=Path,
         metavar="DENSE",
-        help="a Transformer or RoBERTa of fairseq, or of ours without experts or dense",
+        help="a Transformer or RoBERTa: fairseq's, or ours without experts or with one (method=dense)",
     )
     add("--experts", type=int, required=True, metavar="N", help="in each MoE block")
     add("--clusters", type=int, required=True, metavar="C", help="that the experts of a block form")
