@@ -36,6 +36,19 @@ PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 ENVIRONMENT = {"PATH": PATH, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "2"}
 
 
+def test_dry_run_of_two_processes(tmp_path):
+    done = python_m(
+        "moec_fairseq", "train", "moec_transformer", "task.data=x", "--processes", 2, "--dry-run", cwd=tmp_path,
+        **ENVIRONMENT,
+    )  # fmt: skip
+    (line,) = done.stdout.strip().splitlines()
+    variables, _, command = line.partition(" torchrun ")
+    assert "OMP_NUM_THREADS=1" in variables.split() and command.startswith("--nnodes 1 --nproc_per_node 2 ")
+    assert "distributed_training.distributed_world_size=2" in line
+    assert line.endswith(" task.data=x")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_bad_input_ends_in_one_sentence(tmp_path):
     done = python_m("moec_fairseq", "train", "moec_transformer", cwd=tmp_path, **ENVIRONMENT)
     assert done.returncode == 1
@@ -109,9 +122,10 @@ def test_a_rank_that_hangs_and_a_launcher_that_dies(tmp_path, reversal_data):
     wait_for(lambda: running(tmp_path) == [], 20)
 
 
-def test_interrupted(tmp_path, reversal_data):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(tmp_path, reversal_data, number):
     job = endless(tmp_path, reversal_data, 1)
-    job.send_signal(signal.SIGTERM)
+    job.send_signal(number)
     _, said = job.communicate(timeout=30)
     assert job.returncode == 130 and said.strip() == "Interrupted. The same command continues where it was."
     assert running(tmp_path) == []
